@@ -1,0 +1,1 @@
+"""The HTTP process: takes jobs, answers polls, fans events out."""

@@ -1,0 +1,8 @@
+"""jobstream: hand work over HTTP, keep the ticket, watch it live. A task's author imports from here."""
+
+from jobstream.context import JobContext
+from jobstream.errors import JobCancelled, TaskError
+from jobstream.files import JobFile
+from jobstream.task import Task, task
+
+__all__ = ["JobCancelled", "JobContext", "JobFile", "Task", "TaskError", "task"]

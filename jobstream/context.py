@@ -1,0 +1,148 @@
+"""JobContext: what running code may know and say, in plain calls from a coroutine, a thread or a process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
+from typing import Generic, Literal, TypeVar, overload
+
+import msgspec
+
+from jobstream.errors import JobCancelled
+from jobstream.files import FileStore
+from jobstream.outbox import Outbox, ProgressState
+from jobstream.progress import ITEMS_KEPT
+
+T = TypeVar("T")
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LOG_LINE_BYTES = 16_384
+"""A longer log line is cut: a stream of megabyte lines is a file, not a log."""
+
+
+class JobContext:
+    """The job a task is running for.
+
+    Handed to the task by the runner; tasks only name it as a parameter's type. Nothing here blocks or needs `await`:
+    words are put into an outbox, coalesced, and written by the worker.
+    """
+
+    __slots__ = ("_cancelled", "_outbox", "_state", "attempt", "files", "id", "max_attempts", "task")
+
+    def __init__(
+        self,
+        job_id: str,
+        *,
+        task: str,
+        attempt: int,
+        max_attempts: int,
+        outbox: Outbox,
+        files: FileStore,
+        cancelled: threading.Event | None = None,
+    ) -> None:
+        self.id = job_id
+        """The job's id."""
+        self.task = task
+        """The task's name."""
+        self.attempt = attempt
+        """Which try this is, counted from 1."""
+        self.max_attempts = max_attempts
+        """How many tries the task's policy allows."""
+        self.files = files
+        """Opens the uploaded files that the input names."""
+        self._outbox = outbox
+        self._cancelled = cancelled or threading.Event()
+        self._state = ProgressState()
+
+    @property
+    def cancelled(self) -> bool:
+        """True as soon as the job was told to stop. Long `def` tasks look at it; `progress` and `track` do so too."""
+        return self._cancelled.is_set()
+
+    def raise_if_cancelled(self) -> None:
+        """Raise `JobCancelled` if the job was told to stop."""
+        if self._cancelled.is_set():
+            raise JobCancelled(self.id)
+
+    def progress(
+        self,
+        current: float | None = None,
+        total: float | None = None,
+        message: str | None = None,
+        *,
+        items: Iterable[str] | None = None,
+    ) -> None:
+        """Say how far the work has come.
+
+        What is left out (None) stays as it was. `items` names what has been processed so far, all of it; the latest
+        1,000 names are kept. Raises `JobCancelled` when the job was told to stop.
+        """
+        if self._cancelled.is_set():
+            raise JobCancelled(self.id)
+        old = self._state
+        state = self._state = ProgressState(
+            old.current if current is None else current,
+            old.total if total is None else total,
+            old.message if message is None else message,
+            old.items if items is None else tuple(items)[-ITEMS_KEPT:],
+        )
+        self._outbox.set_progress(state)
+
+    def log(self, message: str, *, level: LogLevel = "info") -> None:
+        """Add a line to the job's log: an event that every watcher sees, in order."""
+        data = msgspec.json.encode({"level": level, "message": _cut(str(message))})
+        self._outbox.add("log", data)
+
+    def chunk(self, data: object) -> None:
+        """Emit partial output: anything that JSON can say. Never dropped, never merged."""
+        self._outbox.add("chunk", msgspec.json.encode(data))
+
+    @overload
+    def track(self, items: Iterable[T], total: float | None = None, message: str | None = None) -> Tracked[T]: ...
+    @overload
+    def track(
+        self, items: AsyncIterable[T], total: float | None = None, message: str | None = None
+    ) -> AsyncTracked[T]: ...
+    def track(
+        self, items: Iterable[T] | AsyncIterable[T], total: float | None = None, message: str | None = None
+    ) -> Tracked[T] | AsyncTracked[T]:
+        """Wrap a `for` or an `async for`: progress counts the items finished; `total` defaults to `len(items)`."""
+        if total is None and isinstance(items, Sized):
+            total = len(items)
+        if isinstance(items, AsyncIterable):
+            return AsyncTracked(self, items, total, message)
+        return Tracked(self, items, total, message)
+
+
+class Tracked(Generic[T]):
+    """An iterable whose steps are the job's progress."""
+
+    def __init__(self, job: JobContext, items: Iterable[T], total: float | None, message: str | None) -> None:
+        self._job, self._items, self._total, self._message = job, items, total, message
+
+    def __iter__(self) -> Iterator[T]:
+        job = self._job
+        job.progress(0, self._total, self._message)
+        for done, item in enumerate(self._items, start=1):
+            yield item
+            job.progress(done)
+
+
+class AsyncTracked(Generic[T]):
+    """An async iterable whose steps are the job's progress."""
+
+    def __init__(self, job: JobContext, items: AsyncIterable[T], total: float | None, message: str | None) -> None:
+        self._job, self._items, self._total, self._message = job, items, total, message
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        job = self._job
+        job.progress(0, self._total, self._message)
+        done = 0
+        async for item in self._items:
+            yield item
+            done += 1
+            job.progress(done)
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= LOG_LINE_BYTES else message[:LOG_LINE_BYTES] + "…"

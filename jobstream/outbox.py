@@ -1,0 +1,94 @@
+"""What an attempt has said and nobody has written yet: one state (progress) and a bounded line of entries."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+EntryKind = Literal["log", "chunk"]
+
+LOGS_WAITING = 10_000
+"""Log lines that may wait for Redis; beyond, the oldest give way and are counted (memory stays bounded)."""
+
+
+class ProgressState(NamedTuple):
+    """The latest that `JobContext.progress` was told."""
+
+    current: float | int | None = None
+    total: float | int | None = None
+    message: str | None = None
+    items: tuple[str, ...] = ()
+
+
+class Entry(NamedTuple):
+    """One log line or one chunk of partial output, as JSON."""
+
+    kind: EntryKind
+    data: bytes
+
+
+class Batch(NamedTuple):
+    """What `Outbox.take` hands to the writer: all that was said since the last one."""
+
+    progress: ProgressState | None
+    entries: list[Entry]
+    logs_dropped: int
+
+
+class Outbox:
+    """Filled by running code in any thread without ever blocking, emptied by one writer.
+
+    `notify` is called, in the thread that speaks, when something waits after nothing did: once per batch, however
+    many calls fill it. Progress is state (the latest wins); log lines and chunks keep their order.
+    """
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
+        self._lock = threading.Lock()
+        self._progress: ProgressState | None = None
+        self._entries: deque[Entry] = deque()
+        self._logs_waiting = 0
+        self._dropped = 0
+        self._told = False
+
+    def set_progress(self, progress: ProgressState) -> None:
+        """Replace the state. One attribute write and one test: cheap enough for a tight loop."""
+        self._progress = progress
+        if not self._told:
+            self._tell()
+
+    def add(self, kind: EntryKind, data: bytes) -> None:
+        """Append a log line or a chunk."""
+        with self._lock:
+            if kind == "log":
+                if self._logs_waiting >= LOGS_WAITING:
+                    self._drop_oldest_log()
+                self._logs_waiting += 1
+            self._entries.append(Entry(kind, data))
+        if not self._told:
+            self._tell()
+
+    def take(self) -> Batch:
+        """All that waits; after it the next word notifies again."""
+        with self._lock:
+            # Cleared first: a word said while we read notifies once too often, never once too few.
+            self._told = False
+            progress, self._progress = self._progress, None
+            entries, self._entries = list(self._entries), deque()
+            self._logs_waiting = 0
+            dropped, self._dropped = self._dropped, 0
+        return Batch(progress, entries, dropped)
+
+    def _tell(self) -> None:
+        self._told = True
+        self._notify()
+
+    def _drop_oldest_log(self) -> None:
+        for index, entry in enumerate(self._entries):
+            if entry.kind == "log":
+                del self._entries[index]
+                break
+        self._logs_waiting -= 1
+        self._dropped += 1

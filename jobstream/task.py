@@ -1,0 +1,259 @@
+"""The `@task` decorator: a typed function becomes a task with a name, an input model, an output type and limits."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
+
+from jobstream.context import JobContext
+from jobstream.errors import ConfigurationError, FieldError, InvalidInput
+from jobstream.files import FILE_MARK
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ExecutorKind = Literal["loop", "thread", "process"]
+
+TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
+QUEUE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
+RESERVED_NAMES = frozenset(
+    "api docs dashboard events favicon healthz jobs livez metrics openapi problems queues readyz redoc "
+    "schedules static tasks webhooks workers".split()
+)
+"""First path segments the service keeps for itself: a task's name is a URL."""
+
+DEFAULT_QUEUE = "default"
+DEFAULT_TIMEOUT = 300.0
+"""Seconds an attempt may take, unless the task says otherwise."""
+DEFAULT_TTL = 86_400.0
+"""Seconds a finished job's record is kept, unless the task or the request says otherwise."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named function with one typed input and one typed output. Made by `@task`; calling it calls the function."""
+
+    name: str
+    function: Callable[..., Any]
+    executor: ExecutorKind
+    input_model: type[BaseModel]
+    output: TypeAdapter[Any]
+    job_parameter: str | None
+    input_parameter: str | None
+    """The parameter that takes the whole input model; None when the model was made from plain parameters."""
+    queue: str = DEFAULT_QUEUE
+    timeout: float = DEFAULT_TIMEOUT
+    ttl: float = DEFAULT_TTL
+    accepted_status: Literal[202, 303] = 202
+    summary: str = ""
+    description: str = ""
+    input_schema: dict[str, Any] = field(default_factory=dict)
+    output_schema: dict[str, Any] = field(default_factory=dict)
+    file_fields: tuple[str, ...] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    @property
+    def reference(self) -> str:
+        """`module:qualified.name` of the function: how another process finds it."""
+        return f"{self.function.__module__}:{self.function.__qualname__}"
+
+    def parse_input(self, data: object) -> BaseModel:
+        """Validate decoded JSON. Raises `InvalidInput` with a JSON pointer for each error."""
+        try:
+            return self.input_model.model_validate(data)
+        except pydantic.ValidationError as error:
+            raise InvalidInput(f"The input of task {self.name!r} is not valid", errors=field_errors(error)) from None
+
+    def arguments(self, parsed: BaseModel, job: JobContext) -> dict[str, Any]:
+        """The keyword arguments to call the function with."""
+        if self.input_parameter is not None:
+            arguments: dict[str, Any] = {self.input_parameter: parsed}
+        else:
+            arguments = {name: getattr(parsed, name) for name in type(parsed).model_fields}
+        if self.job_parameter is not None:
+            arguments[self.job_parameter] = job
+        return arguments
+
+    def dump_result(self, value: object) -> bytes:
+        """The result as JSON. Raises pydantic.ValidationError or PydanticSerializationError when the value is not
+        what the return annotation promises."""
+        return self.output.dump_json(self.output.validate_python(value))
+
+
+@overload
+def task(function: Callable[P, R], /) -> Task: ...
+@overload
+def task(
+    *,
+    name: str | None = None,
+    executor: ExecutorKind | None = None,
+    queue: str = DEFAULT_QUEUE,
+    timeout: float = DEFAULT_TIMEOUT,
+    ttl: float = DEFAULT_TTL,
+    accepted_status: Literal[202, 303] = 202,
+) -> Callable[[Callable[P, R]], Task]: ...
+def task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    executor: ExecutorKind | None = None,
+    queue: str = DEFAULT_QUEUE,
+    timeout: float = DEFAULT_TIMEOUT,
+    ttl: float = DEFAULT_TTL,
+    accepted_status: Literal[202, 303] = 202,
+) -> Any:
+    """Make a task of a typed function.
+
+    `name`: the task's name and URL, the function's name by default. `executor`: "loop" for `async def`, "thread" for
+    `def`, "process" for CPU-bound `def` (default by the function's kind). `queue`: where its jobs wait. `timeout`:
+    seconds an attempt may take. `ttl`: seconds the finished record is kept. `accepted_status`: what a submit answers,
+    202 or 303. Raises `ConfigurationError` when the declaration makes no sense.
+    """
+
+    def make(function: Callable[..., Any]) -> Task:
+        return _make_task(
+            function,
+            name=name or function.__name__.lower(),
+            executor=executor,
+            queue=queue,
+            timeout=timeout,
+            ttl=ttl,
+            accepted_status=accepted_status,
+        )
+
+    return make if function is None else make(function)
+
+
+def field_errors(error: pydantic.ValidationError) -> list[FieldError]:
+    """Pydantic's errors as JSON pointers and sentences."""
+    return [
+        FieldError(pointer=json_pointer(item["loc"]), detail=item["msg"])
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+
+
+def json_pointer(path: typing.Iterable[int | str]) -> str:
+    """RFC 6901: `/a/0/b`; the empty string is the whole document."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _make_task(
+    function: Callable[..., Any],
+    *,
+    name: str,
+    executor: ExecutorKind | None,
+    queue: str,
+    timeout: float,
+    ttl: float,
+    accepted_status: Literal[202, 303],
+) -> Task:
+    where = f"task {name!r} ({function.__module__}.{function.__qualname__})"
+    if not TASK_NAME.match(name):
+        raise ConfigurationError(f"{where}: a task's name is lower case letters, digits, - and _, from a letter on")
+    if name in RESERVED_NAMES:
+        raise ConfigurationError(f"{where}: the service keeps /{name} for itself; choose another name")
+    if not QUEUE_NAME.match(queue) or queue == "health-check":
+        raise ConfigurationError(f"{where}: {queue!r} cannot be a queue's name")
+    if timeout <= 0 or ttl <= 0:
+        raise ConfigurationError(f"{where}: timeout and ttl are seconds above 0")
+    is_async = inspect.iscoroutinefunction(function)
+    kind: ExecutorKind = executor or ("loop" if is_async else "thread")
+    if is_async != (kind == "loop"):
+        needs = "an `async def` function" if kind == "loop" else "a plain `def` function"
+        raise ConfigurationError(f"{where}: executor={kind!r} needs {needs}")
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ConfigurationError(f"{where}: an annotation cannot be resolved: {error}") from error
+    job_parameter, parameters = _parameters(function, hints, where)
+    input_model, input_parameter = _input_model(name, parameters, hints)
+    output: TypeAdapter[Any] = TypeAdapter(hints.get("return", Any))
+    try:
+        input_schema = input_model.model_json_schema(mode="validation")
+        output_schema = output.json_schema(mode="serialization")
+    except pydantic.errors.PydanticInvalidForJsonSchema as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+    doc = inspect.getdoc(function) or ""
+    return Task(
+        name=name,
+        function=function,
+        executor=kind,
+        input_model=input_model,
+        output=output,
+        job_parameter=job_parameter,
+        input_parameter=input_parameter,
+        queue=queue,
+        timeout=timeout,
+        ttl=ttl,
+        accepted_status=accepted_status,
+        summary=doc.partition("\n")[0].strip() or name,
+        description=doc,
+        input_schema=input_schema,
+        output_schema=output_schema,
+        file_fields=_file_fields(input_schema, where),
+    )
+
+
+def _parameters(
+    function: Callable[..., Any], hints: dict[str, Any], where: str
+) -> tuple[str | None, list[inspect.Parameter]]:
+    job_parameter: str | None = None
+    others: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise ConfigurationError(f"{where}: {parameter} cannot be filled from JSON; use named parameters")
+        if hints.get(parameter.name) is JobContext:
+            if job_parameter is not None:
+                raise ConfigurationError(f"{where}: one JobContext parameter is enough")
+            job_parameter = parameter.name
+        else:
+            others.append(parameter)
+    return job_parameter, others
+
+
+def _input_model(
+    name: str, parameters: list[inspect.Parameter], hints: dict[str, Any]
+) -> tuple[type[BaseModel], str | None]:
+    if len(parameters) == 1:
+        hint = hints.get(parameters[0].name)
+        if isinstance(hint, type) and issubclass(hint, BaseModel) and not _is_file(hint):
+            return hint, parameters[0].name
+    fields: dict[str, Any] = {
+        parameter.name: (
+            hints.get(parameter.name, Any),
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
+        for parameter in parameters
+    }
+    title = "".join(part.capitalize() for part in re.split(r"[-_]", name)) + "Input"
+    return create_model(title, __config__=ConfigDict(extra="forbid"), **fields), None
+
+
+def _is_file(model: type[BaseModel]) -> bool:
+    extra = model.model_config.get("json_schema_extra")
+    return isinstance(extra, dict) and FILE_MARK in extra
+
+
+def _file_fields(schema: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The top-level fields that hold uploads. Uploads anywhere deeper could not be sent, so they are refused."""
+    marked = {f"#/$defs/{name}" for name, definition in schema.get("$defs", {}).items() if definition.get(FILE_MARK)}
+    top = {
+        name: definition
+        for name, definition in schema.get("properties", {}).items()
+        if any(f'"{reference}"' in json.dumps(definition) for reference in marked)
+    }
+    for name, definition in schema.get("$defs", {}).items():
+        if any(f'"{reference}"' in json.dumps(definition) for reference in marked):
+            raise ConfigurationError(f"{where}: uploads are fields of the input itself, not of {name!r} inside it")
+    return tuple(top)

@@ -1,0 +1,1 @@
+"""The arq process: claims jobs, runs them, writes their records."""
