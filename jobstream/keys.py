@@ -1,0 +1,128 @@
+"""Every key in Redis: its name, type, owner and lifetime. The only file with a key string.
+
+arq's keys keep arq's names (arq 0.28, constants.py), so that stock arq clients and workers can share a queue with us.
+Ids live in one namespace across queues, as in arq.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ARQ_JOB: Final = "arq:job:"
+"""string, the payload {t,f,a,k,et}; from submit to the end, PX the record's."""
+ARQ_IN_PROGRESS: Final = "arq:in-progress:"
+"""string, the attempt's token `worker#attempt`; PX the lease. Stock arq workers store `1`."""
+ARQ_RETRY: Final = "arq:retry:"
+"""string, how many attempts have begun; from the first claim to the end, with the record's lifetime."""
+ARQ_RESULT: Final = "arq:result:"
+"""string, arq's result envelope; PX `arq_keep_result`."""
+ARQ_ABORT: Final = "arq:abort"
+"""zset id → ms; entries go when the job ends, the sweep removes those of ids that are not queued."""
+
+RECORD: Final = "jobstream:job:"
+"""hash, the job's record; expires `ttl` after the end, or when nobody ran it in `LIVE_TTL`."""
+LOG: Final = "jobstream:log:"
+"""stream, the job's durable events, id `<version>-0`; capped; lives as long as the record."""
+TOMBSTONE: Final = "jobstream:gone:"
+"""string, says that a job was purged; 24 h."""
+EVENTS: Final = "jobstream:events:"
+"""channel, one message per event of a job: `<version> <kind> <ms> <data>`."""
+
+INDEX: Final = "jobstream:jobs"
+"""zset id → created ms, all jobs with a record; entries leave with the sweep of `EXPIRY`."""
+INDEX_STATUS: Final = "jobstream:jobs:status:"
+"""zset per status, as `INDEX`."""
+INDEX_TASK: Final = "jobstream:jobs:task:"
+"""zset per task, as `INDEX`."""
+INDEX_TAG: Final = "jobstream:jobs:tag:"
+"""zset per tag, as `INDEX`."""
+EXPIRY: Final = "jobstream:expiry"
+"""zset `id task tag tag…` → ms when the record expires; the sweep takes what is due out of every index."""
+
+WAKE: Final = "jobstream:wake:"
+"""channel per queue: a job is waiting."""
+CONTROL: Final = "jobstream:control:"
+"""channel per worker: `cancel <id>`."""
+WORKER: Final = "jobstream:worker:"
+"""hash, a worker's heartbeat; PX three beats."""
+WORKERS: Final = "jobstream:workers"
+"""zset worker id → ms of its last beat; beats remove the silent ones; expires an hour after the last beat."""
+CATALOGUE: Final = "jobstream:catalogue"
+"""hash task name → announcement (JSON); expires 7 days after the last beat of any worker."""
+CATALOGUE_VERSION: Final = "jobstream:catalogue:version"
+"""int, counts changes of the catalogue; lives as long as the catalogue."""
+CATALOGUE_CHANGED: Final = "jobstream:catalogue:changed"
+"""channel: the catalogue has a new version."""
+EPOCH: Final = "jobstream:epoch"
+"""string, eight hex digits: names this history of the data; owner: the deployment, kept as long as the data."""
+
+
+def queue(name: str) -> str:
+    """zset id → ms when due (arq's `queue_name`); `default` is arq's own default queue."""
+    return "arq:queue" if name == "default" else f"arq:queue:{name}"
+
+
+def queue_name(key: str) -> str:
+    """The reverse of `queue`."""
+    return "default" if key == "arq:queue" else key.removeprefix("arq:queue:")
+
+
+def arq_job(job_id: str) -> str:
+    """string, see ARQ_JOB."""
+    return ARQ_JOB + job_id
+
+
+def arq_result(job_id: str) -> str:
+    """string, see ARQ_RESULT."""
+    return ARQ_RESULT + job_id
+
+
+def in_progress(job_id: str) -> str:
+    """string, see ARQ_IN_PROGRESS."""
+    return ARQ_IN_PROGRESS + job_id
+
+
+def record(job_id: str) -> str:
+    """hash, see RECORD."""
+    return RECORD + job_id
+
+
+def log(job_id: str) -> str:
+    """stream, see LOG."""
+    return LOG + job_id
+
+
+def tombstone(job_id: str) -> str:
+    """string, see TOMBSTONE."""
+    return TOMBSTONE + job_id
+
+
+def events(job_id: str) -> str:
+    """channel, see EVENTS."""
+    return EVENTS + job_id
+
+
+def wake(queue: str) -> str:
+    """channel, see WAKE; `queue` is the name, not the key."""
+    return WAKE + queue
+
+
+def control(worker_id: str) -> str:
+    """channel, see CONTROL."""
+    return CONTROL + worker_id
+
+
+def worker(worker_id: str) -> str:
+    """hash, see WORKER."""
+    return WORKER + worker_id
+
+
+def index(*, status: str | None = None, task: str | None = None, tag: str | None = None) -> str:
+    """The zset to page through for a filter: by status, by task, by tag, or all."""
+    if status is not None:
+        return INDEX_STATUS + status
+    if task is not None:
+        return INDEX_TASK + task
+    if tag is not None:
+        return INDEX_TAG + tag
+    return INDEX

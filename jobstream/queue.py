@@ -1,0 +1,182 @@
+"""Queue, the client side: submit, get, list, cancel, purge. Every change is one script, done before it is answered."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from jobstream import keys, store
+from jobstream.errors import InvalidParameter, JobGone, JobNotFound
+from jobstream.job import Job, Record, job_from_record, new_job_id
+from jobstream.scripts import Script
+from jobstream.serialize import serialize
+from jobstream.store import JobFilter
+from jobstream.task import DEFAULT_QUEUE, DEFAULT_TTL, QUEUE_NAME
+
+LIVE_SECONDS = 7 * 86_400.0
+"""How long a job may wait for a worker, from the time when it is due, before its record expires."""
+
+MAX_SECONDS = 366 * 86_400.0
+TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
+TAGS_MAX = 20
+
+ALL_JOBS = JobFilter()
+
+_submit = Script("submit")
+_cancel = Script("cancel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitOptions:
+    """How a job is to be run. None leaves the choice to the task. Times are in seconds."""
+
+    queue: str | None = None
+    delay: float = 0.0
+    run_at: datetime | None = None
+    timeout: float | None = None
+    ttl: float | None = None
+    tags: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Raises InvalidParameter for a value that makes no sense."""
+        if self.queue is not None and (not QUEUE_NAME.match(self.queue) or self.queue == "health-check"):
+            raise InvalidParameter(f"{self.queue!r} cannot be a queue's name")
+        if not 0 <= self.delay <= MAX_SECONDS:
+            raise InvalidParameter("delay is a number of seconds from 0 to a year")
+        if self.delay and self.run_at is not None:
+            raise InvalidParameter("give delay or run_at, not both")
+        if self.run_at is not None:
+            if self.run_at.tzinfo is None:
+                raise InvalidParameter("run_at needs a UTC offset, as RFC 3339 has it: 2026-11-21T06:40:00Z")
+            if self.run_at.timestamp() > datetime.now(self.run_at.tzinfo).timestamp() + MAX_SECONDS:
+                raise InvalidParameter("run_at may be at most a year away")
+        for name, value in (("timeout", self.timeout), ("ttl", self.ttl)):
+            if value is not None and not 0 < value <= MAX_SECONDS:
+                raise InvalidParameter(f"{name} is a number of seconds above 0 and up to a year")
+        if len(self.tags) > TAGS_MAX or not all(TAG.match(tag) for tag in self.tags):
+            raise InvalidParameter(
+                f"tags are up to {TAGS_MAX} words of 1 to 64 letters, digits and the signs _ . : / @ + -"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cancel or purge found: the job as it was left, and whether it goes on to its end (`stopping`)."""
+
+    job: Job
+    stopping: bool
+    was_done: bool
+
+
+class Queue:
+    """Jobs in Redis, seen from whoever wants work done. Holds a client; owns nothing else.
+
+    Errors of Redis pass through: `jobstream.redis.is_unavailable` tells which of them will pass.
+    """
+
+    def __init__(self, client: Redis, *, prefix: str = "") -> None:
+        self.client = client
+        self._prefix = prefix
+
+    async def submit(
+        self,
+        task: str,
+        data: dict[str, Any],
+        *,
+        options: SubmitOptions | None = None,
+        default_queue: str = DEFAULT_QUEUE,
+        default_ttl: float = DEFAULT_TTL,
+        max_attempts: int = 1,
+        job_id: str | None = None,
+        owner: str | None = None,
+    ) -> Job:
+        """Store a job and put it on its queue, in one round trip, all or nothing.
+
+        `data`: the input as JSON would decode it. `job_id`: for calls that are repeated after an unclear answer; the
+        same id gives the same job. Raises InvalidParameter for options that make no sense.
+        """
+        options = options or SubmitOptions()
+        options.check()
+        job_id = job_id or new_job_id()
+        queue = options.queue or default_queue
+        fields: dict[str, str | float | int] = {
+            "max_attempts": max_attempts,
+            "ttl": round((options.ttl or default_ttl) * 1000),
+        }
+        if options.timeout is not None:
+            fields["timeout"] = options.timeout
+        if owner is not None:
+            fields["owner"] = owner
+        run_at = round(options.run_at.timestamp() * 1000) if options.run_at else 0
+        _, stored = await _submit(
+            self.client,
+            key_names=[keys.queue(queue)],
+            args=[
+                job_id,
+                queue,
+                task,
+                _payload(task, data),
+                round(options.delay * 1000),
+                run_at,
+                round(LIVE_SECONDS * 1000),
+                " ".join(dict.fromkeys(options.tags)),
+                *(part for pair in fields.items() for part in pair),
+            ],
+        )
+        return self._job(pairs(stored))
+
+    async def get(self, job_id: str) -> Job:
+        """The job. Raises JobNotFound, or JobGone within a day after it was purged."""
+        record = await store.read_record(self.client, job_id)
+        if record is None or b"status" not in record:
+            raise await self._missing(job_id)
+        return self._job(record)
+
+    async def list(
+        self, wanted: JobFilter = ALL_JOBS, *, limit: int = 50, cursor: str | None = None
+    ) -> tuple[list[Job], str | None]:
+        """A page of jobs, newest first, and the cursor of the next one (None: there is none)."""
+        page = await store.list_records(self.client, wanted, limit=limit, cursor=cursor)
+        return [self._job(record) for record in page.records], page.next_cursor
+
+    async def cancel(self, job_id: str) -> Outcome:
+        """Stop the job: one that waits is cancelled at once, one that runs is told so. Raises JobNotFound, JobGone."""
+        return await self._stop(job_id, purge=False)
+
+    async def purge(self, job_id: str) -> Outcome:
+        """Stop the job and remove its record (a running one: when it has stopped). Raises JobNotFound, JobGone."""
+        return await self._stop(job_id, purge=True)
+
+    async def _stop(self, job_id: str, *, purge: bool) -> Outcome:
+        queue = await cast("Awaitable[bytes | None]", self.client.hget(keys.record(job_id), "queue"))
+        if queue is None:
+            raise await self._missing(job_id)
+        answer = await _cancel(self.client, key_names=[keys.queue(queue.decode())], args=[job_id, "1" if purge else ""])
+        if not answer:
+            raise await self._missing(job_id)
+        verdict, stored = answer
+        return Outcome(job=self._job(pairs(stored)), stopping=verdict == b"cancelling", was_done=verdict == b"done")
+
+    async def _missing(self, job_id: str) -> JobNotFound | JobGone:
+        if await store.was_purged(self.client, job_id):
+            return JobGone(f"Job {job_id} was purged")
+        return JobNotFound(f"There is no job {job_id[:64]!r}")
+
+    def _job(self, record: Record) -> Job:
+        return job_from_record(record, prefix=self._prefix)
+
+
+def pairs(flat: Sequence[bytes]) -> Record:
+    """A script's HGETALL (name, value, name, value, …) as a record."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _payload(task: str, data: dict[str, Any]) -> bytes:
+    """arq's job payload: the input travels as keyword arguments, so that a stock worker could run it."""
+    return serialize({"t": None, "f": task, "a": (), "k": data, "et": time.time_ns() // 1_000_000})

@@ -1,0 +1,39 @@
+"""Redis scripts: one verb in one `.lua` file, each prefixed with the key names of `keys.py` and the prelude."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Sequence
+from importlib import resources
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from jobstream import keys
+
+Argument = str | bytes | int | float
+
+_NAMES = {name: value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
+
+
+class Script:
+    """A loaded script. Call it with a client; it is sent whole only when Redis does not know it (EVALSHA → EVAL)."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        names = "".join(f"local {key} = '{value}'\n" for key, value in _NAMES.items())
+        self.text = names + _source("prelude") + _source(name)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, client: Redis, *, key_names: Sequence[str] = (), args: Sequence[Argument] = ()) -> Any:
+        """Run it. Raises redis-py's errors; a restart or SCRIPT FLUSH of Redis is not one."""
+        values = cast("list[str]", [*key_names, *args])
+        try:
+            return await cast("Awaitable[Any]", client.evalsha(self.sha, len(key_names), *values))
+        except NoScriptError:
+            return await cast("Awaitable[Any]", client.eval(self.text, len(key_names), *values))
+
+
+def _source(name: str) -> str:
+    return resources.files(__package__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
