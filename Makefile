@@ -1,0 +1,44 @@
+# `make demo` shows jobstream, `make test` proves it. Either one starts from a bare checkout: all that they need is
+# Python 3.11+, make and, for the tests, a Redis server (which is installed where that can be done without asking).
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo dev test check setup tools lock clean
+
+help: ## these lines
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## see it work, in one command (PORT=8000; KEEP=1 leaves it running)
+	@exec .venv/bin/jobstream demo
+
+dev: setup ## API, worker and Redis on this machine, until Ctrl-C
+	@exec .venv/bin/jobstream dev
+
+test: ## every test, against a real Redis (ARGS="-k words")
+	@scripts/setup --dev --redis
+	@exec .venv/bin/pytest $(ARGS)
+
+check: tools ## ruff, mypy and the import rules
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+setup: ## make or repair .venv (PYTHON=python3.12 names the interpreter)
+	@scripts/setup
+
+tools:
+	@scripts/setup --dev
+
+LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --all-extras $(if $(UPGRADE),--upgrade) pyproject.toml
+
+lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
+lock: setup ## pin what pyproject.toml asks for (UPGRADE=1 moves to the newest versions)
+	@.venv/bin/uv --version >/dev/null 2>&1 || .venv/bin/pip install --quiet 'uv>=0.9'
+	@$(LOCK) --group dev --output-file requirements/dev.txt >/dev/null
+	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/runtime.txt >/dev/null
+
+clean: ## remove .venv, caches and builds (the data in .jobstream stays)
+	@rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
