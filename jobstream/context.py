@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
+from numbers import Integral
 from typing import Generic, Literal, TypeVar, overload
 
 import msgspec
@@ -81,16 +82,16 @@ class JobContext:
             raise JobCancelled(self.id)
         old = self._state
         state = self._state = ProgressState(
-            old.current if current is None else current,
-            old.total if total is None else total,
-            old.message if message is None else message,
-            old.items if items is None else tuple(items)[-ITEMS_KEPT:],
+            old.current if current is None else _number(current),
+            old.total if total is None else _number(total),
+            old.message if message is None else _cut(text(message)),
+            old.items if items is None else tuple(map(text, tuple(items)[-ITEMS_KEPT:])),
         )
         self._outbox.set_progress(state)
 
     def log(self, message: str, *, level: LogLevel = "info") -> None:
         """Add a line to the job's log: an event that every watcher sees, in order."""
-        data = msgspec.json.encode({"level": level, "message": _cut(str(message))})
+        data = msgspec.json.encode({"level": level, "message": _cut(text(message))})
         self._outbox.add("log", data)
 
     def chunk(self, data: object) -> None:
@@ -142,6 +143,21 @@ class AsyncTracked(Generic[T]):
             yield item
             done += 1
             job.progress(done)
+
+
+def text(value: object) -> str:
+    """The value as a string that UTF-8 can say: a file name that is not text (PEP 383) must not fail a job."""
+    string = str(value)
+    return string if string.isascii() else string.encode(errors="replace").decode()
+
+
+def _number(value: float) -> float | int:
+    """A plain number of at most 64 bits, whatever the task counts with (numpy, Decimal, bool)."""
+    if type(value) is float:
+        return value
+    if isinstance(value, Integral) and -(1 << 63) <= value < 1 << 63:
+        return int(value)
+    return float(value)
 
 
 def _cut(message: str) -> str:

@@ -11,6 +11,9 @@ JobstreamError
 ├── PayloadTooLarge         413  the body, a field or a file is too large
 ├── UnsupportedMediaType    415  the body's media type is not accepted here
 ├── RedisUnavailable        503  Redis is away, full or read-only for the moment
+├── InvalidOutput           500  the task's result is not what its return annotation promises
+├── TaskRaised              500  the task raised an exception
+├── TaskCrashed             500  the process that ran the task died
 ├── ConfigurationError           a setting or a task's declaration is wrong
 └── TaskError               422  raised by a task: the caller's fault, with a status of the task's choice
 JobCancelled (BaseException)     raised inside a running task that has been cancelled
@@ -120,6 +123,32 @@ class RedisUnavailable(JobstreamError):
 
     status = 503
     code = "redis-unavailable"
+
+
+class InvalidOutput(JobstreamError):
+    """The task's result is not what it promises"""
+
+    code = "invalid-output"
+
+
+class TaskRaised(JobstreamError):
+    """The task raised an exception"""
+
+    code = "task-raised"
+
+    def __init__(self, type_name: str, message: str, traceback_text: str) -> None:
+        super().__init__(f"{type_name}: {message}" if message else type_name)
+        self.type_name = type_name
+        """The exception's class, without its module."""
+        self.message = message
+        self.traceback_text = traceback_text
+        """For the worker's log; never sent to a client."""
+
+
+class TaskCrashed(JobstreamError):
+    """The process that ran the task died"""
+
+    code = "task-crashed"
 
 
 class ConfigurationError(JobstreamError):

@@ -70,6 +70,15 @@ class Outbox:
         if not self._told:
             self._tell()
 
+    def put(self, batch: Batch) -> None:
+        """Say again what another outbox gave: the way from a child process to the worker."""
+        if batch.progress is not None:
+            self.set_progress(batch.progress)
+        with self._lock:
+            self._dropped += batch.logs_dropped
+        for entry in batch.entries:
+            self.add(entry.kind, entry.data)
+
     def take(self) -> Batch:
         """All that waits; after it the next word notifies again."""
         with self._lock:
