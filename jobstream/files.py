@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 CHUNK_BYTES = 1 << 18
 """How much of a file is held in memory at once."""
@@ -21,6 +22,14 @@ FILE_MARK = "x-jobstream-file"
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _KEY = re.compile(r"(?P<job>[A-Za-z0-9_-]{1,128})/(?P<number>[0-9]{1,6})\Z")
+
+
+class FileSettings(BaseSettings):
+    """Where uploads are kept. API and workers must see the same directory."""
+
+    model_config = SettingsConfigDict(env_prefix="JOBSTREAM_", env_file=".env", extra="ignore", env_ignore_empty=True)
+
+    files_dir: Path = Field(Path(".jobstream/files"), description="Directory for uploaded files.")
 
 
 class JobFile(BaseModel):

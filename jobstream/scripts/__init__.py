@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Sequence
 from importlib import resources
 from typing import Any, cast
 
+from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
@@ -33,6 +34,14 @@ class Script:
             return await cast("Awaitable[Any]", client.evalsha(self.sha, len(key_names), *values))
         except NoScriptError:
             return await cast("Awaitable[Any]", client.eval(self.text, len(key_names), *values))
+
+    def call_sync(self, client: BlockingRedis, *, args: Sequence[Argument] = ()) -> Any:
+        """The same for a thread's own client."""
+        values = cast("list[str]", list(args))
+        try:
+            return client.evalsha(self.sha, 0, *values)
+        except NoScriptError:
+            return client.eval(self.text, 0, *values)
 
 
 def _source(name: str) -> str:

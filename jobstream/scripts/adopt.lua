@@ -1,4 +1,5 @@
 -- Complete the record of a job that a stock arq client enqueued, now that its payload has been read.
+-- KEYS  1 the queue's zset (unused: one shape for all writes of an attempt)
 -- ARGV  1 id   2 token   3 task   4 enqueued at (ms)   5 ttl (ms)
 -- Returns 1, or 0 when the attempt no longer holds the job.
 local id = ARGV[1]

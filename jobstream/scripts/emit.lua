@@ -1,4 +1,5 @@
 -- Write what an attempt said: progress (state) and log lines or chunks (events), in order.
+-- KEYS  1 the queue's zset (unused: one shape for all writes of an attempt)
 -- ARGV  1 id   2 token   3… kind, data, kind, data, …
 -- Returns the job's version, or 0 when the attempt no longer holds the job.
 local id = ARGV[1]

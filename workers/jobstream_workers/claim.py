@@ -1,0 +1,62 @@
+"""Claim: one call takes due jobs for all free slots, each with a lease and a token of its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from redis.asyncio import Redis
+
+from jobstream import keys
+from jobstream.queue import LIVE_SECONDS
+from jobstream.scripts import Script
+
+CLAIM_MAX = 100
+"""Jobs per call: other workers want some too, and a script blocks Redis while it runs."""
+
+_claim = Script("claim")
+
+
+class ClaimedJob(NamedTuple):
+    """An attempt that this worker may make. `token` fences every write of it."""
+
+    id: str
+    queue: str
+    token: str
+    attempt: int
+    payload: bytes
+    """arq's job payload; empty when it has expired."""
+    timeout: float | None
+    """Seconds, when the submit asked for another time than the task's."""
+    stop: bool
+    """The job was told to stop before it was claimed."""
+    known: bool
+    """False for a job that a stock arq client enqueued: its record is to be completed."""
+
+
+async def claim(
+    client: Redis, *, queue: str, worker_id: str, slots: int, lease: float
+) -> tuple[list[ClaimedJob], float | None]:
+    """Claim up to `slots` due jobs of a queue for `lease` seconds.
+
+    Gives the jobs, and the seconds until the next entry of the queue is due (None: nothing waits for a time).
+    """
+    answer = await _claim(
+        client,
+        key_names=[keys.queue(queue)],
+        args=[queue, worker_id, min(slots, CLAIM_MAX), round(lease * 1000), round(LIVE_SECONDS * 1000)],
+    )
+    next_due_ms = int(answer[0])
+    jobs = [
+        ClaimedJob(
+            id=job_id.decode(),
+            queue=queue,
+            token=token.decode(),
+            attempt=int(attempt),
+            payload=payload,
+            timeout=float(timeout) if timeout else None,
+            stop=bool(int(stop)),
+            known=bool(int(known)),
+        )
+        for job_id, token, attempt, payload, timeout, stop, known in answer[1:]
+    ]
+    return jobs, next_due_ms / 1000 if next_due_ms >= 0 else None

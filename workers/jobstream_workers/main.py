@@ -1,0 +1,53 @@
+"""The worker's entry point: `python -m jobstream_workers.main`, `jobstream worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from jobstream.redis import RedisSource, UrlSource
+from jobstream_workers.loader import add_working_directory, load_tasks
+from jobstream_workers.settings import WorkerSettings
+from jobstream_workers.worker import Worker
+
+logger = logging.getLogger("jobstream.worker")
+
+
+async def run_worker(settings: WorkerSettings, source: RedisSource, stop: asyncio.Event) -> None:
+    """Run a worker in this event loop until `stop` is set. Raises ConfigurationError for tasks that cannot load."""
+    tasks = load_tasks(settings.task_modules)
+    worker = Worker(source, tasks, settings)
+    logger.info("worker %s: %s; %s", worker.id, ", ".join(sorted(tasks)), source.describe())
+    stopper = asyncio.create_task(_stop_when(stop, worker))
+    try:
+        await worker.async_run()
+    finally:
+        stopper.cancel()
+        await worker.close()
+
+
+async def _stop_when(stop: asyncio.Event, worker: Worker) -> None:
+    await stop.wait()
+    worker.stop()
+
+
+def main(settings: WorkerSettings | None = None) -> None:
+    """Run a worker until SIGTERM or SIGINT. Raises ConfigurationError."""
+    settings = settings or WorkerSettings()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+    add_working_directory()
+    source = UrlSource.from_settings(settings)
+    asyncio.run(_until_signalled(settings, source))
+
+
+async def _until_signalled(settings: WorkerSettings, source: RedisSource) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run_worker(settings, source, stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What a worker is told by its environment."""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import Field, field_validator
+
+from jobstream.errors import ConfigurationError
+from jobstream.files import FileSettings
+from jobstream.redis import RedisSettings
+from jobstream.task import QUEUE_NAME
+
+
+class WorkerSettings(RedisSettings, FileSettings):
+    """A worker's settings: `JOBSTREAM_…` in the environment or in `.env`."""
+
+    tasks: str = Field(
+        "jobstream_workers.tasks",
+        description="Modules that hold the tasks, separated by commas; entry points are added.",
+    )
+    queues: str = Field("default", description="Queues to serve, separated by commas, the first one first.")
+    max_jobs: int = Field(10, ge=1, le=10_000, description="Jobs that a worker runs at once.")
+    processes: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="Child processes for CPU-bound tasks; empty: one per CPU.",
+    )
+    lease_seconds: float = Field(
+        10.0, ge=1, description="A dead worker's jobs run again after this time; renewed at a third of it."
+    )
+    poll_seconds: float = Field(0.5, gt=0, description="Fallback poll: for jobs whose wake-up was lost.")
+    shutdown_seconds: float = Field(
+        10.0, ge=0, description="Time that running jobs get at shutdown; then they are given back to the queue."
+    )
+    kill_seconds: float = Field(
+        5.0, ge=0, description="Time between SIGTERM and SIGKILL for a process task that was told to stop."
+    )
+    arq_keep_result_seconds: float = Field(
+        3600.0, ge=0, description="How long stock arq clients can read a result (arq's keep_result); 0: not at all."
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("queues")
+    @classmethod
+    def _queues(cls, value: str) -> str:
+        for name in _words(value):
+            if not QUEUE_NAME.match(name):
+                raise ConfigurationError(f"JOBSTREAM_QUEUES: {name!r} cannot be a queue's name")
+        return value
+
+    @property
+    def task_modules(self) -> tuple[str, ...]:
+        """JOBSTREAM_TASKS as a tuple."""
+        return _words(self.tasks)
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        """JOBSTREAM_QUEUES as a tuple."""
+        return _words(self.queues)
+
+
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in value.split(",") if word.strip())

@@ -1,0 +1,243 @@
+"""The worker: claims jobs as they fall due, runs them, keeps their leases, tells that it lives.
+
+A subclass of arq's Worker, so that it is configured, started and closed as one; the loops are our own. They survive
+whatever Redis does: each waits and tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+from arq.worker import Worker as ArqWorker
+from arq.worker import func
+from redis.asyncio.client import PubSub
+
+from jobstream import catalogue, keys, store
+from jobstream.catalogue import WorkerInfo
+from jobstream.files import FileStore
+from jobstream.redis import RedisSource, is_unavailable
+from jobstream.serialize import deserialize, serialize
+from jobstream.task import Task
+from jobstream_workers.claim import ClaimedJob, claim
+from jobstream_workers.executors import Executors
+from jobstream_workers.lease import LeaseKeeper, Verdict
+from jobstream_workers.runner import Runner, RunningJob, StopReason
+from jobstream_workers.settings import WorkerSettings
+
+logger = logging.getLogger("jobstream.worker")
+
+BEAT_SECONDS = 5.0
+BEAT_LIFE_SECONDS = 15.0
+SWEEP_SECONDS = 60.0
+ORPHAN_SECONDS = 3600.0
+"""An upload's directory whose job has no record is removed after this time: the submit may still be under way."""
+
+
+def new_worker_id() -> str:
+    """`host:pid:random`: says where to look, and is never reused."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+class Worker(ArqWorker):
+    """Runs jobs until `stop()`."""
+
+    def __init__(self, source: RedisSource, tasks: Mapping[str, Task], settings: WorkerSettings) -> None:
+        client = source.client()
+        super().__init__(
+            [func(cast(Any, task.function), name=name, timeout=task.timeout) for name, task in tasks.items()],
+            redis_pool=client,
+            queue_name=keys.queue(settings.queue_names[0]),
+            max_jobs=settings.max_jobs,
+            keep_result=settings.arq_keep_result_seconds,
+            handle_signals=False,
+            job_serializer=serialize,
+            job_deserializer=deserialize,
+        )
+        self.id = new_worker_id()
+        self._source = source
+        self._tasks = tasks
+        self._settings = settings
+        self._files = FileStore(settings.files_dir)
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._running: dict[str, RunningJob] = {}
+        self._started_ms = time.time_ns() // 1_000_000
+        self.ready = asyncio.Event()
+        """Set when the first heartbeat was written: the tasks are announced."""
+
+    def stop(self) -> None:
+        """Claim no more; `main` gives running jobs their time, releases what is left, and returns."""
+        self._stopping.set()
+        self._wake.set()
+
+    async def main(self) -> None:
+        """Run until `stop()`. A worker that is cancelled instead releases its jobs at once."""
+        settings = self._settings
+        executors = Executors(
+            threads=settings.max_jobs,
+            processes=settings.processes,
+            files=self._files,
+            kill_grace=settings.kill_seconds,
+        )
+        loop = asyncio.get_running_loop()
+
+        def on_verdict(job_id: str, token: str, verdict: Verdict) -> None:
+            loop.call_soon_threadsafe(self._heed, job_id, token, verdict)
+
+        async with executors:
+            with LeaseKeeper(self._source, lease=settings.lease_seconds, on_verdict=on_verdict) as leases:
+                runner = Runner(self.pool, self._tasks, executors, keep_arq_result=settings.arq_keep_result_seconds)
+                loops = [
+                    asyncio.create_task(self._surviving(beat), name=f"worker-{beat.__name__}")
+                    for beat in (self._listen, self._beat, self._sweep)
+                ]
+                try:
+                    await self._surviving(lambda: self._claim(runner, leases))
+                    await self._drain(settings.shutdown_seconds)
+                finally:
+                    await self._release_all()
+                    for task in loops:
+                        task.cancel()
+                    await asyncio.gather(*loops, return_exceptions=True)
+                    with contextlib.suppress(Exception):  # the heartbeat expires by itself
+                        await catalogue.part(self.pool, self.id)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._pool is not None:
+            await self.pool.aclose()
+            self._pool = None
+
+    async def _surviving(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop again whenever Redis, or a mistake of ours, has thrown it out; until it ends by itself."""
+        pause = 0.05
+        while True:
+            began = time.monotonic()
+            try:
+                await loop()
+                return
+            except Exception as error:
+                if is_unavailable(error):
+                    logger.warning("Redis is away (%s), trying again", type(error).__name__)
+                else:
+                    logger.exception("a worker's loop failed, starting it again")
+            if time.monotonic() - began > 5:
+                pause = 0.05
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    async def _claim(self, runner: Runner, leases: LeaseKeeper) -> None:
+        settings = self._settings
+        while not self._stopping.is_set():
+            # Cleared before the claim: a wake-up that comes while we look makes us look again.
+            self._wake.clear()
+            next_due = settings.poll_seconds
+            for queue in settings.queue_names:
+                free = settings.max_jobs - len(self._running)
+                if free <= 0:
+                    break
+                claimed, due = await claim(
+                    self.pool, queue=queue, worker_id=self.id, slots=free, lease=settings.lease_seconds
+                )
+                for job in claimed:
+                    self._start(job, runner, leases)
+                if due is not None:
+                    next_due = min(next_due, due)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(next_due, 0.001)):
+                    await self._wake.wait()
+
+    def _start(self, job: ClaimedJob, runner: Runner, leases: LeaseKeeper) -> None:
+        running = RunningJob(job)
+        self._running[job.id] = running
+        leases.hold(job)
+        task = asyncio.create_task(runner.run(running), name=f"run-{job.id}")
+        self.tasks[job.id] = task
+
+        def ended(task: asyncio.Task[None]) -> None:
+            leases.drop(job)
+            if self._running.get(job.id) is running:
+                del self._running[job.id]
+                del self.tasks[job.id]
+            self._wake.set()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("job %s: its end could not be written", job.id, exc_info=error)
+
+        task.add_done_callback(ended)
+
+    def _heed(self, job_id: str, token: str, verdict: Verdict) -> None:
+        running = self._running.get(job_id)
+        if running is not None and running.job.token == token:
+            running.stop(StopReason.LOST if verdict == "lost" else StopReason.CANCEL)
+
+    async def _listen(self) -> None:
+        """Wake-ups and cancels. Both are only bells: the fallback poll and the lease keeper find what was missed."""
+        client = self._source.subscriber()
+        try:
+            async with client.pubsub() as pubsub:
+                channels = [keys.wake(queue) for queue in self._settings.queue_names]
+                await pubsub.subscribe(keys.control(self.id), *channels)
+                self._wake.set()
+                await self._hear(pubsub)
+        finally:
+            await client.aclose()
+
+    async def _hear(self, pubsub: PubSub) -> None:
+        control = keys.control(self.id).encode()
+        while True:
+            message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=BEAT_SECONDS)
+            if message is None:
+                continue
+            if message["channel"] != control:
+                self._wake.set()
+                continue
+            order, _, job_id = message["data"].decode().partition(" ")
+            running = self._running.get(job_id)
+            if order == "cancel" and running is not None:
+                running.stop(StopReason.CANCEL)
+
+    async def _beat(self) -> None:
+        while True:
+            info = WorkerInfo(
+                id=self.id,
+                tasks=tuple(sorted(self._tasks)),
+                queues=self._settings.queue_names,
+                slots=self._settings.max_jobs,
+                running=len(self._running),
+                started_at=self._started_ms,
+            )
+            await catalogue.beat(self.pool, info, list(self._tasks.values()), life=BEAT_LIFE_SECONDS)
+            self.ready.set()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _sweep(self) -> None:
+        """Expired records leave the indexes, and their uploads the disk; so do uploads that no job owns."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            for job_id in await store.sweep(self.pool, queues=self._settings.queue_names):
+                await asyncio.to_thread(self._files.remove, job_id)
+            for job_id, changed in (await asyncio.to_thread(self._files.owners)).items():
+                old = time.time() - changed > ORPHAN_SECONDS
+                if old and await store.read_record(self.pool, job_id) is None:
+                    await asyncio.to_thread(self._files.remove, job_id)
+
+    async def _drain(self, seconds: float) -> None:
+        """Give running jobs their time."""
+        if self.tasks:
+            logger.info("shutting down: waiting up to %g s for %d jobs", seconds, len(self.tasks))
+            await asyncio.wait(set(self.tasks.values()), timeout=seconds)
+
+    async def _release_all(self) -> None:
+        """Stop what still runs and give it back. Functions in threads cannot be forced: they get a little time."""
+        for running in list(self._running.values()):
+            running.stop(StopReason.SHUTDOWN)
+        if self.tasks:
+            await asyncio.wait(set(self.tasks.values()), timeout=self._settings.kill_seconds + 2)

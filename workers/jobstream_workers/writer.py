@@ -1,0 +1,104 @@
+"""Every write of an attempt, fenced by its token: what it says while it runs, its end, its release."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from jobstream import keys
+from jobstream.job import JobStatus
+from jobstream.outbox import Batch
+from jobstream.progress import Eta, Progress, percent
+from jobstream.redis import is_unavailable
+from jobstream.scripts import Argument, Script
+from jobstream_workers.claim import ClaimedJob
+
+logger = logging.getLogger("jobstream.writer")
+
+_adopt = Script("adopt")
+_emit = Script("emit")
+_finish = Script("finish")
+_release = Script("release")
+
+_EMIT_MAX = 500
+"""Entries per call: a script blocks Redis while it runs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: `result` is JSON, `error` a problem object, `arq_result` what stock arq clients read."""
+
+    status: JobStatus
+    arq_result: bytes
+    result: bytes = b""
+    error: dict[str, Any] | None = None
+
+
+class AttemptWriter:
+    """Writes for one attempt. Each method gives False when the attempt has lost its job: then nothing was written."""
+
+    def __init__(self, client: Redis, job: ClaimedJob) -> None:
+        self._client = client
+        self._job = job
+        self._eta = Eta()
+
+    async def adopt(self, *, task: str, enqueued_ms: int, ttl: float) -> bool:
+        """Complete the record of a job that a stock arq client enqueued. `ttl` in seconds."""
+        return await self._write(_adopt, task, enqueued_ms, round(ttl * 1000))
+
+    async def emit(self, batch: Batch) -> bool:
+        """Write progress, log lines and chunks, in the order in which they were said."""
+        said: list[Argument] = []
+        if batch.logs_dropped:
+            note = {"level": "warning", "message": f"{batch.logs_dropped} log lines were dropped: too many at once"}
+            said += ["log", msgspec.json.encode(note)]
+        for entry in batch.entries:
+            said += [entry.kind, entry.data]
+        if batch.progress is not None:
+            state = batch.progress
+            progress = Progress(
+                current=state.current,
+                total=state.total,
+                percent=percent(state.current, state.total),
+                message=state.message,
+                eta_s=self._eta.update(state.current, state.total),
+                items=state.items,
+            )
+            said += ["progress", msgspec.json.encode(progress)]
+        for start in range(0, len(said), 2 * _EMIT_MAX):
+            if not await self._write(_emit, *said[start : start + 2 * _EMIT_MAX]):
+                return False
+        return True
+
+    async def finish(self, outcome: Outcome, *, keep_arq_result: float) -> bool:
+        """End the job. `keep_arq_result` in seconds."""
+        error = msgspec.json.encode(outcome.error) if outcome.error else b""
+        keep_ms = round(keep_arq_result * 1000)
+        return await self._write(_finish, outcome.status, outcome.result, error, outcome.arq_result, keep_ms)
+
+    async def release(self) -> bool:
+        """Give the job back to its queue at once; the attempt does not count."""
+        return await self._write(_release, self._job.queue)
+
+    async def _write(self, script: Script, *args: Argument) -> bool:
+        """Until Redis takes it: the fence makes a repeated write harmless when only the answer was lost.
+
+        A repeated `emit` after a lost answer can say a batch twice; it never loses one.
+        """
+        job, pause = self._job, 0.05
+        while True:
+            try:
+                return bool(
+                    await script(self._client, key_names=[keys.queue(job.queue)], args=[job.id, job.token, *args])
+                )
+            except Exception as error:
+                if not is_unavailable(error):
+                    raise
+                logger.warning("job %s: Redis is away (%s), trying again", job.id, type(error).__name__)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
