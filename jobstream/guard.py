@@ -35,6 +35,7 @@ class GuardedProcess:
 
     def __init__(self, guard: subprocess.Popen[bytes], pid: int) -> None:
         self._guard = guard
+        self._over = False
         self.pid = pid
         """The command's process id, which is its process group's too."""
 
@@ -45,12 +46,12 @@ class GuardedProcess:
 
     def poll(self) -> int | None:
         """The command's exit code, 128 + n when signal n ended it; None while it runs; -n when the guard was killed."""
-        return self._guard.poll()
+        code = self._guard.poll()
+        return code if code is None else self._ended(code)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the command to end by itself. Raises subprocess.TimeoutExpired after `timeout` seconds."""
-        # Not Popen.communicate: closing the guard's stdin is what stops the command.
-        return self._guard.wait(timeout)
+        return self._ended(self._guard.wait(timeout))
 
     def terminate(self) -> None:
         """Ask the command to stop, and return at once: SIGTERM now, SIGKILL after the grace."""
@@ -70,12 +71,17 @@ class GuardedProcess:
         """
         self.terminate()
         try:
-            code = self.wait(timeout)
+            return self.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
-            code = self.wait()
-        if code < 0:  # somebody killed the guard itself, and so the command has lost it
-            _signal_group(self.pid, signal.SIGKILL)
+            return self.wait()
+
+    def _ended(self, code: int) -> int:
+        if not self._over:
+            self._over = True  # once only: the process id may be somebody else's later
+            if code < 0:  # somebody killed the guard itself: the command must not go on without it
+                _signal_group(self.pid, signal.SIGKILL)
+            self.terminate()  # closes the pipe
         return code
 
 
