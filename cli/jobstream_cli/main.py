@@ -1,0 +1,230 @@
+"""The `jobstream` command. Only click and the standard library are imported here; commands import what they need."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+
+import click
+
+from jobstream_cli.exits import Exit
+from jobstream_cli.service import DEFAULT_URL, Service
+
+STATUSES = "scheduled queued running retrying cancelling succeeded failed cancelled".split()
+
+as_json = click.option("--json", "as_json", is_flag=True, help="JSON on standard output, and no progress.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="jobstream", prog_name="jobstream")
+@click.option(
+    "--url",
+    envvar="JOBSTREAM_URL",
+    default=DEFAULT_URL,
+    show_default=True,
+    metavar="URL",
+    help="The service. [env: JOBSTREAM_URL]",
+)
+@click.option("--token", envvar="JOBSTREAM_TOKEN", metavar="TOKEN", help="A bearer token. [env: JOBSTREAM_TOKEN]")
+@click.pass_context
+def cli(context: click.Context, url: str, token: str | None) -> None:
+    """Hand work over HTTP, keep the ticket, watch it live.
+
+    Data goes to standard output, progress to standard error.
+
+    \b
+    Exit codes: 0 succeeded, 1 a job failed, 2 usage, 3 cancelled, 4 not found, 5 no permission,
+    6 rejected, 7 service unreachable, 124 time is over and the job goes on, 130 detached by Ctrl-C.
+    With several jobs the worst one counts.
+    """
+    context.obj = Service(url, token)
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), envvar="PORT", default=8000, show_default=True)
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "--redis",
+    type=click.Choice(["auto", "server", "fake"]),
+    envvar="JOBSTREAM_DEV_REDIS",
+    default="auto",
+    show_default=True,
+    help="auto: JOBSTREAM_REDIS_URL, else an own redis-server or valkey-server, else fakeredis in memory.",
+)
+def dev(host: str, port: int, workers: int, redis: str) -> None:
+    """Run everything here: API, worker and, if need be, a Redis of its own. Ctrl-C stops it all (exit code 0)."""
+    from jobstream_cli.dev import DevOptions, run
+
+    raise SystemExit(run(DevOptions(host=host, port=port, workers=workers, redis=redis)))
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(1, 65535), envvar="PORT", help="Port to use; 8000 or the next free one.")
+@click.option("--keep", is_flag=True, envvar="KEEP", help="Leave it running afterwards, until Ctrl-C. [env: KEEP=1]")
+def demo(port: int | None, keep: bool) -> None:
+    """See it work: start everything, run all four built-in tasks on real input, show their progress and results."""
+    from jobstream_cli.demo import run
+
+    raise SystemExit(run(port=port, keep=keep))
+
+
+@cli.command()
+@click.option("--host", help="Address to listen on. [env: JOBSTREAM_HOST]")
+@click.option("--port", type=click.IntRange(1, 65535), help="[env: JOBSTREAM_PORT]")
+def api(host: str | None, port: int | None) -> None:
+    """Run the HTTP process. Needs JOBSTREAM_REDIS_URL."""
+    from jobstream_cli.processes import run_api
+
+    run_api(host=host, port=port)
+
+
+@cli.command()
+def worker() -> None:
+    """Run a worker process. Needs JOBSTREAM_REDIS_URL."""
+    from jobstream_cli.processes import run_worker
+
+    run_worker()
+
+
+@cli.command()
+@click.argument("task")
+@click.argument("fields", nargs=-1, metavar="[key=text | key:=json | key=@file | @object.json | -]...")
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Upload a file; may be repeated.",
+)
+@click.option("--queue", help="The queue, if not the task's own.")
+@click.option("--tag", "tags", multiple=True, help="A tag to find the job by; may be repeated.")
+@click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Start it so much later.")
+@click.option("--key", help="Idempotency key: the same key never makes a second job.")
+@click.option("--watch", is_flag=True, help="Show the progress until the end, then print the result.")
+@click.option("--wait", is_flag=True, help="Wait in silence until the end, then print the result.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Watch or wait no longer than this.")
+@as_json
+@click.pass_obj
+def submit(
+    service: Service,
+    task: str,
+    fields: tuple[str, ...],
+    files: tuple[Path, ...],
+    queue: str | None,
+    tags: tuple[str, ...],
+    delay: float | None,
+    key: str | None,
+    watch: bool,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Hand in a job and print its id; with --watch or --wait its result.
+
+    \b
+    jobstream submit words text='to be or not to be' --watch
+    jobstream submit primes limit:=1000000
+    jobstream submit files --file a.csv --file b.csv --wait
+    """
+    from jobstream_cli import commands
+    from jobstream_cli.fields import parse_fields
+
+    order = commands.Order(task, parse_fields(fields), files, queue=queue, tags=tags, delay=delay, key=key)
+    follow: commands.Follow = "watch" if watch else "wait" if wait else "no"
+    _run(commands.submit(service, order, follow=follow, timeout=timeout, as_json=as_json))
+
+
+@cli.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Watch no longer than this.")
+@click.option("--logs", is_flag=True, help="Show the jobs' log lines, too.")
+@as_json
+@click.pass_obj
+def watch(service: Service, ids: tuple[str, ...], timeout: float | None, logs: bool, as_json: bool) -> None:
+    """Show the progress of jobs until they are done; `-` reads ids from standard input.
+
+    Ctrl-C only stops watching: the jobs go on. With --json every event is a line of its own.
+    """
+    from jobstream_cli import commands
+
+    _run(commands.watch(service, _ids(ids), timeout=timeout, logs=logs, as_json=as_json))
+
+
+@cli.command(name="list")
+@click.option("--status", type=click.Choice(STATUSES), metavar="STATUS", help=f"One of {', '.join(STATUSES)}.")
+@click.option("--task", help="Jobs of this task only.")
+@click.option("--tag", help="Jobs with this tag only.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--ids", "only_ids", is_flag=True, help="Print nothing but ids, one a line.")
+@as_json
+@click.pass_obj
+def list_jobs(
+    service: Service,
+    status: str | None,
+    task: str | None,
+    tag: str | None,
+    limit: int,
+    only_ids: bool,
+    as_json: bool,
+) -> None:
+    """Print the latest jobs, the newest first. With --json one object a line."""
+    from jobstream_cli import commands
+
+    form: commands.ListForm = "json" if as_json else "ids" if only_ids else "table"
+    _run(commands.list_jobs(service, status=status, task=task, tag=tag, limit=limit, form=form))
+
+
+@cli.command()
+@click.argument("job_id", metavar="ID")
+@as_json
+@click.pass_obj
+def show(service: Service, job_id: str, as_json: bool) -> None:
+    """Print all there is to know of a job."""
+    from jobstream_cli import commands
+
+    _run(commands.show(service, job_id, as_json=as_json))
+
+
+@cli.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@as_json
+@click.pass_obj
+def cancel(service: Service, ids: tuple[str, ...], as_json: bool) -> None:
+    """Ask jobs to stop; `-` reads ids from standard input. Prints what became of each."""
+    from jobstream_cli import commands
+
+    _run(commands.cancel(service, _ids(ids), as_json=as_json))
+
+
+def _ids(arguments: Sequence[str]) -> list[str]:
+    """The ids, once each; `-` stands for the first word of each line of standard input."""
+    found: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            found += [line.split()[0] for line in sys.stdin if line.strip()]
+        else:
+            found.append(argument)
+    return list(dict.fromkeys(found))
+
+
+def _run(command: Coroutine[object, object, Exit]) -> None:
+    """Run a command that speaks to the service; its exit code, or that of what went wrong, becomes ours."""
+    from jobstream.client import ClientError
+    from jobstream_cli.views import exit_of
+
+    try:
+        code = asyncio.run(command)
+    except ClientError as error:
+        click.echo(f"error: {error}", err=True)
+        code = exit_of(error)
+    except KeyboardInterrupt:
+        code = Exit.DETACHED
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """The entry point of the `jobstream` script."""
+    cli(prog_name="jobstream")

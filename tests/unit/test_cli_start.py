@@ -1,0 +1,83 @@
+"""How the command starts: light, and with arguments that say what they mean."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from pydantic import JsonValue
+
+from jobstream_cli.exits import Exit, worst
+from jobstream_cli.fields import parse_fields
+from jobstream_cli.main import cli
+
+HEAVY = "fastapi httpx2 uvicorn arq starlette redis".split()
+
+
+def test_starting_loads_no_heavy_library() -> None:
+    program = f"import sys, jobstream_cli.main; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    said = CliRunner().invoke(cli, ["--help"]).stdout
+    for word in "dev api worker submit watch list show cancel demo --url --token --version".split():
+        assert word in said
+    assert "124" in said
+
+
+def test_the_version_is_the_packages() -> None:
+    result = CliRunner().invoke(cli, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("jobstream, version ")
+
+
+@pytest.mark.parametrize("arguments", [["watch"], ["submit"], ["list", "--status", "happy"], ["no-such-command"]])
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(cli, arguments).exit_code == Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], {}),
+        (["text=to be"], {"text": "to be"}),
+        (["text=a=b:=c"], {"text": "a=b:=c"}),
+        (["url=http://h/p?q=1"], {"url": "http://h/p?q=1"}),
+        (["empty="], {"empty": ""}),
+        (["limit:=10", "deep:=true", 'list:=[1, "a"]'], {"limit": 10, "deep": True, "list": [1, "a"]}),
+        (["limit=10"], {"limit": "10"}),
+        (["a=1", "a=2"], {"a": "2"}),
+    ],
+)
+def test_arguments_spell_an_object(arguments: list[str], wanted: dict[str, JsonValue]) -> None:
+    assert parse_fields(arguments) == wanted
+
+
+def test_files_and_stdin_fill_fields_and_whole_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("to be\n")
+    Path("object.json").write_text('{"a": 1, "b": 2}')
+    assert parse_fields(["text=@text.txt", "whole:=@object.json"]) == {"text": "to be\n", "whole": {"a": 1, "b": 2}}
+    assert parse_fields(["@object.json", "b:=3"]) == {"a": 1, "b": 3}
+    with Path("object.json").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert parse_fields(["-"]) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("argument", ["word", "a:=nonsense", "a=@missing.txt", "@missing.json", "=value", "a@b"])
+def test_an_argument_that_means_nothing_is_refused(argument: str) -> None:
+    with pytest.raises(click.UsageError):
+        parse_fields([argument])
+
+
+def test_the_worst_exit_code_wins() -> None:
+    assert worst([]) == Exit.OK
+    assert worst([Exit.OK, Exit.CANCELLED]) == Exit.CANCELLED
+    assert worst([Exit.CANCELLED, Exit.FAILED, Exit.OK]) == Exit.FAILED
+    assert worst([Exit.UNREACHABLE, Exit.TIMEOUT]) == Exit.UNREACHABLE
