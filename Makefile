@@ -31,11 +31,11 @@ tools:
 	@scripts/setup --dev
 
 LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-	--no-emit-index-url --all-extras $(if $(UPGRADE),--upgrade) pyproject.toml
+	--no-emit-index-url --system-certs --all-extras $(if $(UPGRADE),--upgrade) pyproject.toml
 
 lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
 lock: setup ## pin what pyproject.toml asks for (UPGRADE=1 moves to the newest versions)
-	@.venv/bin/uv --version >/dev/null 2>&1 || .venv/bin/pip install --quiet 'uv>=0.9'
+	@.venv/bin/uv --version >/dev/null 2>&1 || .venv/bin/pip install --quiet 'uv>=0.13'
 	@$(LOCK) --group dev --output-file requirements/dev.txt >/dev/null
 	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/runtime.txt >/dev/null
 
