@@ -1,0 +1,91 @@
+"""One call of a task's function: the input checked before, the result after, and a name for whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pydantic
+
+from jobstream.context import JobContext, text
+from jobstream.errors import InvalidInput, InvalidOutput, JobCancelled, JobstreamError, TaskError, TaskRaised
+from jobstream.task import Task, field_errors
+
+DETAIL_LENGTH = 8_192
+"""Characters of an exception's message that are kept: the rest is data that got into it."""
+
+Asked = Callable[[], bool]
+"""Whether somebody told the attempt to stop: only then is a cancellation what it says."""
+
+
+def call(task: Task, data: object, job: JobContext, cancelled: threading.Event) -> bytes:
+    """Run a `def` task in this thread; give its result as JSON.
+
+    Raises InvalidInput, InvalidOutput, TaskError, TaskRaised; only if `cancelled` is set also JobCancelled and
+    CancelledError.
+    """
+    arguments = _arguments(task, data, job, cancelled.is_set)
+    with _user_code(TaskError, asked=cancelled.is_set):
+        value = task.function(**arguments)
+    return _result(task, value, cancelled.is_set)
+
+
+async def call_async(task: Task, data: object, job: JobContext, cancelled: threading.Event) -> bytes:
+    """The same for an `async def` task; also stopped by the cancellation of the asyncio task it runs in."""
+    current = asyncio.current_task()
+    assert current is not None
+    before = current.cancelling()
+
+    def asked() -> bool:
+        return cancelled.is_set() or current.cancelling() > before
+
+    arguments = _arguments(task, data, job, asked)
+    with _user_code(TaskError, asked=asked):
+        value = await task.function(**arguments)
+    return _result(task, value, asked)
+
+
+def task_raised(error: BaseException) -> TaskRaised:
+    """An exception of user code as data."""
+    described = traceback.TracebackException.from_exception(error)  # survives a broken __str__
+    return TaskRaised(type(error).__name__, _cut(described), text("".join(described.format())))
+
+
+def _arguments(task: Task, data: object, job: JobContext, asked: Asked) -> dict[str, Any]:
+    with _user_code(InvalidInput, TaskError, asked=asked):  # validators are user code too
+        return task.arguments(task.parse_input(data), job)
+
+
+def _result(task: Task, value: object, asked: Asked) -> bytes:
+    with _user_code(InvalidOutput, asked=asked):
+        try:
+            return task.dump_result(value)
+        except pydantic.ValidationError as error:
+            wrong = "; ".join(f"{item['pointer'] or 'the result'}: {item['detail']}" for item in field_errors(error))
+            raise InvalidOutput(f"The result of task {task.name!r} is not valid: {_cut(wrong)}") from error
+        except Exception as error:
+            described = _cut(traceback.TracebackException.from_exception(error))
+            raise InvalidOutput(f"The result of task {task.name!r} cannot be written as JSON: {described}") from error
+
+
+@contextmanager
+def _user_code(*expected: type[JobstreamError], asked: Asked) -> Iterator[None]:
+    try:
+        yield
+    except expected:
+        raise
+    except (JobCancelled, asyncio.CancelledError) as error:
+        if asked():
+            raise
+        raise task_raised(error) from error
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: a task ends its job, never the worker
+        raise task_raised(error) from error
+
+
+def _cut(detail: object) -> str:
+    string = text(detail)
+    return string if len(string) <= DETAIL_LENGTH else string[:DETAIL_LENGTH] + "…"

@@ -1,0 +1,174 @@
+"""The child's side of a process pool: runs tasks in its main thread, one after the other, until its worker is gone.
+
+Three threads: the main one runs the task, so that a signal can interrupt it; one reads the socket, so that a stop or
+the worker's death is noticed whatever the task does; one sends what the task says, so that saying it never blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import msgspec
+
+from jobstream.context import JobContext
+from jobstream.errors import JobCancelled, JobstreamError
+from jobstream.files import FileStore
+from jobstream.outbox import Outbox
+from jobstream_workers.call import call, task_raised
+from jobstream_workers.frames import (
+    LENGTH_BYTES,
+    Answer,
+    Reply,
+    Returned,
+    Said,
+    Start,
+    Stop,
+    answer_of,
+    frame,
+    requests,
+)
+from jobstream_workers.loader import find_task
+
+BATCH_SECONDS = 0.05
+"""What a task says within this time goes to the worker in one message."""
+
+
+class Child:
+    """Answers one worker over one socket."""
+
+    def __init__(self, connection: socket.socket, files: FileStore) -> None:
+        self._socket = connection
+        self._files = files
+        self._jobs: queue.SimpleQueue[Start] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+        self._interruptible = False
+        self._spoken = threading.Event()
+        self._sending = threading.Lock()
+        self._outbox: Outbox | None = None
+
+    def serve(self) -> NoReturn:
+        """Run jobs until the worker closes the socket. Call it in the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._interrupt)
+        os.register_at_fork(after_in_child=self._forget)
+        main_thread = (threading.get_ident(),)
+        threading.Thread(target=self._read, args=main_thread, name="jobstream-read", daemon=True).start()
+        threading.Thread(target=self._relay, name="jobstream-relay", daemon=True).start()
+        while True:
+            start = self._jobs.get()
+            self._outbox = outbox = Outbox(self._spoken.set)
+            answer = self._answer(start, outbox)
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(AttributeError, OSError, ValueError):  # the task may have closed or replaced it
+                    stream.flush()
+            self._flush(answer)
+            if answer is None:
+                os.killpg(0, signal.SIGKILL)
+
+    def _answer(self, start: Start, outbox: Outbox) -> Answer | None:
+        """None when the task ended because it was told to stop."""
+        try:
+            try:
+                self._interruptible = True
+                if self._cancelled.is_set():  # told before the line above
+                    return None
+                return self._run(start, outbox)
+            finally:
+                self._interruptible = False
+        except (JobCancelled, asyncio.CancelledError):
+            return None
+        except BaseException as error:  # a module that exits when imported, an error that cannot be described
+            return answer_of(task_raised(error))
+
+    def _run(self, start: Start, outbox: Outbox) -> Answer:
+        try:
+            task = find_task(start.reference, start.task)
+            job = JobContext(
+                start.job_id,
+                task=start.task,
+                attempt=start.attempt,
+                max_attempts=start.max_attempts,
+                outbox=outbox,
+                files=self._files,
+                cancelled=self._cancelled,
+            )
+            return Returned(call(task, msgspec.json.decode(start.data), job, self._cancelled))
+        except JobstreamError as error:
+            return answer_of(error)
+
+    def _interrupt(self, number: int, at: FrameType | None) -> None:
+        """Ends the task where it stands, once, and only if the worker said so on the socket.
+
+        A service manager that stops the worker sends SIGTERM to every process of it; the worker decides then whether
+        the jobs may end first.
+        """
+        if self._cancelled.is_set() and self._interruptible:
+            self._interruptible = False
+            raise JobCancelled
+
+    def _read(self, main_thread: int) -> None:
+        with self._socket.makefile("rb") as stream:
+            while header := stream.read(LENGTH_BYTES):
+                match requests.decode(stream.read(int.from_bytes(header, "big"))):
+                    case Start() as start:
+                        self._jobs.put(start)
+                    case Stop():
+                        self._cancelled.set()
+                        # To the main thread itself: a signal to the process may miss the system call it sleeps in.
+                        signal.pthread_kill(main_thread, signal.SIGTERM)
+        # The worker is gone, or done with this child. Whatever the task started goes too.
+        os.killpg(0, signal.SIGKILL)
+
+    def _relay(self) -> None:
+        while self._spoken.wait():
+            self._spoken.clear()
+            self._flush()
+            time.sleep(BATCH_SECONDS)
+
+    def _flush(self, answer: Answer | None = None) -> None:
+        """Send what waits and then the answer: the last that is sent of a job."""
+        with self._sending:
+            if self._outbox is None:
+                return
+            batch = self._outbox.take()
+            if batch.progress is not None or batch.entries:
+                self._send(Said(batch))
+            if answer is not None:
+                self._outbox = None
+                self._send(answer)
+
+    def _send(self, message: Reply) -> None:
+        try:
+            self._socket.sendall(frame(message))
+        except OSError:
+            if self._socket.fileno() < 0:  # a fork of the child that came back from the task's function
+                os._exit(1)
+            os.killpg(0, signal.SIGKILL)
+
+    def _forget(self) -> None:
+        """In a fork of this process: it has no worker, and must not keep the socket open when the child dies."""
+        os.close(self._socket.detach())
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """`python -m jobstream_workers.child SOCKET_FD FILES_ROOT SYS_PATH…`: started by a worker, never by hand."""
+    descriptor, files, *path = arguments
+    sys.path[:] = path
+    Child(socket.socket(fileno=int(descriptor)), FileStore(Path(files))).serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,119 @@
+"""Runs functions where they belong: coroutines on the event loop, `def` in a thread, CPU-bound `def` in a process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from jobstream.context import JobContext
+from jobstream.errors import JobCancelled
+from jobstream.files import FileStore
+from jobstream.outbox import Outbox
+from jobstream.task import Task
+from jobstream_workers.call import call, call_async
+from jobstream_workers.frames import Start
+from jobstream_workers.loader import check_importable
+from jobstream_workers.processes import ProcessPool, settled, uninterrupted
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One attempt to run a task's function."""
+
+    task: Task
+    data: object
+    """The input: decoded JSON."""
+    job_id: str
+    attempt: int
+    max_attempts: int
+    outbox: Outbox
+    cancelled: threading.Event
+    """Set when the job must stop."""
+
+
+class Executors:
+    """The event loop, a pool of threads and a pool of processes. `kill_grace`: seconds from SIGTERM to SIGKILL."""
+
+    def __init__(self, *, threads: int, processes: int, files: FileStore, kill_grace: float = 5.0) -> None:
+        self._files = files
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="jobstream")
+        self._threads_busy = 0
+        self._processes = ProcessPool(processes, files=files.root, kill_grace=kill_grace)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._processes.close()
+        # A thread that runs cannot be ended, and waiting for it here would stop the event loop.
+        self._threads.shutdown(wait=not self._threads_busy, cancel_futures=True)
+
+    async def run(self, execution: Execution) -> bytes:
+        """Run the attempt; give the result as JSON.
+
+        Raises InvalidInput, InvalidOutput, TaskError (the task's own), TaskRaised (any other exception of the task),
+        TaskCrashed (its process died), ConfigurationError (its process cannot find it). Cancelling the asyncio task
+        that awaits this stops the attempt: CancelledError is raised as soon as the function has really ended.
+        """
+        try:
+            match execution.task.executor:
+                case "loop":
+                    return await call_async(
+                        execution.task, execution.data, self._context(execution), execution.cancelled
+                    )
+                case "thread":
+                    return await self._in_thread(execution)
+                case "process":
+                    return await self._in_process(execution)
+        except JobCancelled:
+            raise asyncio.CancelledError from None
+        except asyncio.CancelledError:
+            execution.cancelled.set()  # for threads that the task started
+            raise
+
+    async def _in_thread(self, execution: Execution) -> bytes:
+        work = self._threads.submit(call, execution.task, execution.data, self._context(execution), execution.cancelled)
+        ended = asyncio.wrap_future(work)
+        self._threads_busy += 1
+        try:
+            await asyncio.wait([ended])
+            return ended.result()
+        except asyncio.CancelledError:
+            execution.cancelled.set()
+            if not work.cancel():  # it runs already
+                await uninterrupted(settled(ended))
+            raise
+        finally:
+            self._threads_busy -= 1
+
+    async def _in_process(self, execution: Execution) -> bytes:
+        task = execution.task
+        check_importable(task.reference, task.name)
+        start = Start(
+            reference=task.reference,
+            task=task.name,
+            data=msgspec.json.encode(execution.data),
+            job_id=execution.job_id,
+            attempt=execution.attempt,
+            max_attempts=execution.max_attempts,
+        )
+        return await self._processes.run(start, execution.outbox)
+
+    def _context(self, execution: Execution) -> JobContext:
+        return JobContext(
+            execution.job_id,
+            task=execution.task.name,
+            attempt=execution.attempt,
+            max_attempts=execution.max_attempts,
+            outbox=execution.outbox,
+            files=self._files,
+            cancelled=execution.cancelled,
+        )

@@ -1,0 +1,205 @@
+"""The worker's side of a process pool: child processes that run one task at a time and can always be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jobstream.errors import TaskCrashed
+from jobstream.outbox import Outbox
+from jobstream_workers.frames import (
+    LENGTH_BYTES,
+    Answer,
+    Reply,
+    Request,
+    Returned,
+    Said,
+    Start,
+    Stop,
+    error_of,
+    frame,
+    replies,
+)
+
+T = TypeVar("T")
+
+
+class ProcessPool:
+    """Up to `size` child processes, started when first needed and used again.
+
+    A child that was told to stop is never used again: the exception that ended its task may have left a lock held or
+    a module half imported.
+    """
+
+    def __init__(self, size: int, *, files: Path, kill_grace: float) -> None:
+        self._slots = asyncio.Semaphore(size)  # wakes its waiters in their order
+        self._files = files
+        self._kill_grace = kill_grace
+        self._idle: list[_Child] = []
+        self._alive: set[_Child] = set()
+        self._closed = False
+
+    async def run(self, start: Start, outbox: Outbox) -> bytes:
+        """Run one attempt in a free child; give the result as JSON.
+
+        Raises what the task raised (see `frames.error_of`), TaskCrashed when the child died. Cancelling it tells the
+        child to stop, kills it `kill_grace` seconds later, and returns when it is gone.
+        """
+        async with self._slots:
+            child = await self._free_child()
+            talk = child.run(start, outbox)
+            try:
+                await asyncio.wait([talk])
+            except asyncio.CancelledError:
+                await uninterrupted(self._stop(child, talk))
+                raise
+            if (error := talk.exception()) is not None:
+                reason = await uninterrupted(self._remove(child))
+                if isinstance(error, OSError):
+                    raise TaskCrashed(f"The process that ran the task {reason}") from error
+                raise error
+            self._idle.append(child)
+        answer = talk.result()
+        if isinstance(answer, Returned):
+            return answer.result
+        raise error_of(answer)
+
+    async def close(self) -> None:
+        """Kill every child and wait until all are gone."""
+        self._closed = True
+        await asyncio.gather(*(self._remove(child) for child in self._alive))
+
+    async def _free_child(self) -> _Child:
+        if self._closed:
+            raise TaskCrashed("The worker is closing")
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+            await uninterrupted(self._remove(child))
+        try:
+            child = _Child(self._files)
+        except OSError as error:
+            raise TaskCrashed(f"No process could be started: {error}") from error
+        self._alive.add(child)
+        return child
+
+    async def _stop(self, child: _Child, talk: asyncio.Task[Answer]) -> None:
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(self._kill_grace):
+                await child.send(Stop())
+                await asyncio.wait([talk])
+        await self._remove(child)
+
+    async def _remove(self, child: _Child) -> str:
+        reason = await child.kill()
+        self._alive.discard(child)
+        return reason
+
+
+class _Child:
+    """One child process and the socket to it."""
+
+    def __init__(self, files: Path) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)  # noqa: FBT003 (the standard library's name for it)
+        self._sending = asyncio.Lock()
+        self._talk: asyncio.Task[Answer] | None = None
+        # Absolute paths: a task may change the child's working directory.
+        path = [entry or os.getcwd() for entry in sys.path]
+        arguments = [str(theirs.fileno()), str(files.absolute()), *path]
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    # -P: the child's path is what it is told, from its first import on
+                    [sys.executable, "-P", "-m", "jobstream_workers.child", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # a group of its own: what a task starts is killed with its child
+                )
+            except OSError:
+                self._socket.close()
+                raise
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def run(self, start: Start, outbox: Outbox) -> asyncio.Task[Answer]:
+        """The conversation about one job. It ends with an OSError when the child dies, and is never cancelled."""
+        self._talk = asyncio.create_task(self._converse(start, outbox))
+        return self._talk
+
+    async def _converse(self, start: Start, outbox: Outbox) -> Answer:
+        await self.send(start)
+        while isinstance(reply := await self._receive(), Said):
+            outbox.put(reply.batch)
+        return reply
+
+    async def send(self, message: Request) -> None:
+        async with self._sending:
+            await asyncio.get_running_loop().sock_sendall(self._socket, frame(message))
+
+    async def kill(self) -> str:
+        """End the child and all that it started, if it has not ended yet. Says how it ended."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        code = await asyncio.to_thread(self._process.wait)
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if self._talk is not None:
+            await settled(self._talk)  # before the close: the event loop must not wait for a closed socket
+        self._socket.close()
+        return f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+
+    async def _receive(self) -> Reply:
+        size = int.from_bytes(await self._read(LENGTH_BYTES), "big")
+        return replies.decode(await self._read(size))
+
+    async def _read(self, size: int) -> bytearray:
+        loop = asyncio.get_running_loop()
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            count = await loop.sock_recv_into(self._socket, rest)
+            if count == 0:
+                raise ConnectionResetError
+            rest = rest[count:]
+        return data
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"
+
+
+async def uninterrupted(work: Coroutine[object, object, T]) -> T:
+    """Await `work` to its end. A cancellation that comes meanwhile is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+async def settled(future: asyncio.Future[Any]) -> None:
+    """Wait until the future is done, whatever it gives."""
+    await asyncio.wait([future])
+    if not future.cancelled():
+        future.exception()  # now it counts as seen
