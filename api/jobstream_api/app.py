@@ -1,0 +1,106 @@
+"""The router with all resources, for anybody's FastAPI app, and our own app around it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncIterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from jobstream.redis import RedisSource, UrlSource
+from jobstream_api import problems
+from jobstream_api.openapi import OpenApi
+from jobstream_api.problems import ProblemRoute
+from jobstream_api.routes import events, health, jobs, results, tasks
+from jobstream_api.service import Service
+from jobstream_api.settings import ApiSettings
+from jobstream_api.wire import accepts_html
+
+VERSION = importlib.metadata.version("jobstream")
+
+DESCRIPTION = """Hand work over, keep the ticket, watch it live.
+
+`POST /{task}` answers 202 with a `Location` to poll (202 until there is a result, then 200), and a monitor at
+`/jobs/{id}` with an event stream at `/jobs/{id}/events`. Errors are `application/problem+json`.
+"""
+
+
+def create_router(service: Service) -> APIRouter:
+    """All resources of the wire contract; its lifespan runs the service."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    router = APIRouter(route_class=ProblemRoute, lifespan=lifespan)
+    for resource in (health, tasks, jobs, events, results):  # results last: its routes match any name
+        resource.add_routes(router, service)
+    return router
+
+
+def create_app(settings: ApiSettings | None = None, source: RedisSource | None = None) -> FastAPI:
+    """The service as an ASGI app. Raises ConfigurationError when no Redis is configured."""
+    settings = settings or ApiSettings()
+    service = Service(settings, source or UrlSource.from_settings(settings))
+    app = FastAPI(
+        title="jobstream",
+        version=VERSION,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.state.service = service
+    problems.install(app)
+    _add_docs(app, service)
+    app.include_router(create_router(service))
+    return app
+
+
+def _add_docs(app: FastAPI, service: Service) -> None:
+    """`/`, `/openapi.json`, and the documentation pages with their scripts from this machine: they work offline."""
+    document = OpenApi(app, service)
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+    static = Path(str(resources.files("fastapi_offline"))) / "static"
+    app.mount("/static/docs", StaticFiles(directory=static), name="docs-static")
+
+    @app.get("/", include_in_schema=False)
+    async def root(request: Request) -> Response:
+        if accepts_html(request):
+            return RedirectResponse("/docs", status_code=303)
+        links = {"tasks": "/tasks", "jobs": "/jobs", "docs": "/docs", "openapi": "/openapi.json"}
+        return JSONResponse({"service": "jobstream", "version": VERSION, "links": links})
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> JSONResponse:
+        with contextlib.suppress(Exception):  # Redis is away: the document is what was known
+            await service.tasks.refresh()
+        return JSONResponse(document())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="jobstream",
+            swagger_js_url="/static/docs/swagger-ui-bundle.js",
+            swagger_css_url="/static/docs/swagger-ui.css",
+            swagger_favicon_url="/static/docs/favicon.png",
+        )
+
+    @app.get("/redoc", include_in_schema=False)
+    async def redoc() -> HTMLResponse:
+        return get_redoc_html(
+            openapi_url="/openapi.json",
+            title="jobstream",
+            redoc_js_url="/static/docs/redoc.standalone.js",
+            redoc_favicon_url="/static/docs/favicon.png",
+            with_google_fonts=False,
+        )

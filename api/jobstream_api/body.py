@@ -1,0 +1,307 @@
+"""Request bodies into a task's input: JSON, HTML forms, and multipart with files that stream to storage."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+from python_multipart import MultipartParser
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+
+from jobstream.errors import FieldError, InvalidInput, MalformedBody, PayloadTooLarge, UnsupportedMediaType
+from jobstream.files import FileStore, FileWriter
+from jobstream.task import json_pointer
+from jobstream_api.settings import ApiSettings
+from jobstream_api.validation import InputValidator
+
+ACCEPTED = "application/json, multipart/form-data, application/x-www-form-urlencoded"
+_PART_HEADER_BYTES = 16_384
+_FIELDS_MAX = 1_000
+
+
+@dataclass(frozen=True)
+class BodyReader:
+    """Reads one request's body as the input of a task, under the service's limits."""
+
+    request: Request
+    validator: InputValidator
+    settings: ApiSettings
+    files: FileStore
+    job_id: str
+
+    async def read(self) -> dict[str, Any]:
+        """The valid input. Raises MalformedBody, UnsupportedMediaType, PayloadTooLarge or InvalidInput.
+
+        Uploads are stored under the job's id as they arrive: whoever calls removes them when the job comes to nothing.
+        """
+        media_type, options = parse_options_header(self.request.headers.get("content-type", ""))
+        kind = media_type.decode("latin-1").lower()
+        if kind == "multipart/form-data":
+            return self.validator.check(await self._multipart(options.get(b"boundary", b"")))
+        if kind == "application/x-www-form-urlencoded":
+            return self.validator.check(self._form(await self._limited()))
+        if kind == "application/json" or kind.endswith("+json"):
+            return self._json(await self._limited())
+        body = await self._limited()
+        if kind == "" and not body:
+            return self.validator.check({})
+        raise UnsupportedMediaType(
+            f"Send {ACCEPTED}" + (f", not {kind[:100]}" if kind else "; Content-Type is missing")
+        )
+
+    async def _limited(self) -> bytes:
+        limit = self.settings.max_body_bytes
+        _refuse_if_longer(self.request, limit)
+        body = bytearray()
+        async for piece in self.request.stream():
+            body += piece
+            if len(body) > limit:
+                raise PayloadTooLarge(f"The body may hold {limit} bytes")
+        return bytes(body)
+
+    def _json(self, body: bytes) -> dict[str, Any]:
+        try:
+            data = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise MalformedBody(f"The body is not JSON: {error}") from None
+        if isinstance(data, dict):
+            sent = [name for name in self.validator.task.file_fields if data.get(name)]
+            if sent:
+                raise InvalidInput(
+                    "Files are sent as multipart/form-data",
+                    errors=[FieldError(pointer=json_pointer([name]), detail="send it as a file part") for name in sent],
+                )
+        return self.validator.check(data)
+
+    def _form(self, body: bytes) -> dict[str, Any]:
+        try:
+            fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="strict")
+        except ValueError as error:
+            raise MalformedBody(f"The body is not a form: {error}") from None
+        form = Form(self.validator)
+        for name, value in fields:
+            form.add(name, value)
+        return form.data
+
+    async def _multipart(self, boundary: bytes) -> dict[str, Any]:
+        if not boundary:
+            raise MalformedBody("multipart/form-data needs a boundary")
+        form = Form(self.validator)
+        stored: dict[str, list[dict[str, Any]]] = {}
+        file_fields = self.validator.task.file_fields
+        text_bytes = count = 0
+        async for part in _parts(self.request, boundary):
+            if part.file_name is None:
+                value = bytearray()
+                async for piece in part.pieces:
+                    value += piece
+                    text_bytes += len(piece)
+                    if text_bytes > self.settings.max_body_bytes:
+                        raise PayloadTooLarge(f"The form's fields may hold {self.settings.max_body_bytes} bytes")
+                try:
+                    form.add(part.name, value.decode())
+                except UnicodeDecodeError:
+                    raise MalformedBody(f"The field {part.name[:64]!r} is not UTF-8") from None
+                continue
+            if part.file_name == "" and not [piece async for piece in part.pieces]:
+                continue  # what a browser sends for a file input that was left empty
+            if part.name not in file_fields:
+                known = ", ".join(file_fields) or "none"
+                raise InvalidInput(
+                    f"The task takes no files in {part.name[:64]!r}; file fields: {known}",
+                    errors=[FieldError(pointer=json_pointer([part.name]), detail="no file field")],
+                )
+            count += 1
+            if count > self.settings.max_files:
+                raise PayloadTooLarge(f"A job may have {self.settings.max_files} files")
+            writer = self.files.create(self.job_id, count, name=part.file_name, content_type=part.content_type)
+            async with writer:
+                await self._store(part, writer)
+            stored.setdefault(part.name, []).append(writer.file.model_dump())
+        return form.data | {name: self._file_value(name, files) for name, files in stored.items()}
+
+    async def _store(self, part: Part, writer: FileWriter) -> None:
+        limit = self.settings.max_file_bytes
+        async for piece in part.pieces:
+            if writer.size + len(piece) > limit:
+                raise PayloadTooLarge(f"A file may hold {limit} bytes")
+            await writer.write(piece)
+
+    def _file_value(self, name: str, files: list[dict[str, Any]]) -> Any:
+        if takes_many(self.validator.properties[name]):
+            return files
+        if len(files) > 1:
+            raise InvalidInput(
+                f"The task takes one file in {name!r}",
+                errors=[FieldError(pointer=json_pointer([name]), detail=f"one file, not {len(files)}")],
+            )
+        return files[0]
+
+
+def _refuse_if_longer(request: Request, limit: int) -> None:
+    """Refuse by Content-Length before a byte is read."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise PayloadTooLarge(f"The body may hold {limit} bytes")
+
+
+class Form:
+    """Form fields into JSON: a form knows only text, the task's schema says what the text means."""
+
+    def __init__(self, validator: InputValidator) -> None:
+        self._validator = validator
+        self.data: dict[str, Any] = {}
+
+    def add(self, name: str, value: str) -> None:
+        """Take one field. A field that may be repeated becomes an array; an empty optional field is left out."""
+        if name in self._validator.task.file_fields:
+            raise InvalidInput(
+                f"{name!r} takes files",
+                errors=[FieldError(pointer=json_pointer([name]), detail="send it as a file part")],
+            )
+        schema = self._validator.properties.get(name, {})
+        if takes_many(schema):
+            items = next(option for option in _options(schema) if option.get("type") == "array").get("items", {})
+            self.data.setdefault(name, []).append(_meant(items, value))
+        elif value != "" or _takes_text(schema):
+            self.data[name] = _meant(schema, value)
+
+
+def _meant(schema: dict[str, Any], value: str) -> Any:
+    """Text as text where the schema takes text, else as the JSON value that it spells; else as it is."""
+    if _takes_text(schema):
+        return value
+    if value == "on" and any(option.get("type") == "boolean" for option in _options(schema)):
+        return True  # a ticked check box
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return value
+
+
+def takes_many(schema: dict[str, Any]) -> bool:
+    """True for an array field."""
+    return any(option.get("type") == "array" for option in _options(schema))
+
+
+def _takes_text(schema: dict[str, Any]) -> bool:
+    options = _options(schema)
+    return not schema or any(
+        option.get("type") == "string" or isinstance(option.get("const"), str) or "enum" in option for option in options
+    )
+
+
+def _options(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())]
+
+
+@dataclass
+class Part:
+    """One part of a multipart body; `pieces` must be read before the next part is asked for."""
+
+    name: str
+    file_name: str | None
+    content_type: str | None
+    pieces: AsyncIterator[bytes]
+
+
+def _callbacks(seen: list[tuple[str, bytes]]) -> Any:
+    """Parser callbacks that note, in order, what is in the piece of body it was just given."""
+
+    def take(kind: str) -> Any:
+        return lambda data, start, end: seen.append((kind, data[start:end]))
+
+    def mark(kind: str) -> Any:
+        return lambda: seen.append((kind, b""))
+
+    return {
+        "on_part_begin": mark("begin"),
+        "on_header_field": take("field"),
+        "on_header_value": take("value"),
+        "on_header_end": mark("header"),
+        "on_headers_finished": mark("headers"),
+        "on_part_data": take("data"),
+        "on_part_end": mark("end"),
+        "on_end": mark("finished"),
+    }
+
+
+async def _parts(request: Request, boundary: bytes) -> AsyncIterator[Part]:
+    """The parts of a multipart/form-data body (RFC 7578), streamed: memory holds one network read at most."""
+    stream = _multipart_events(request, boundary)
+    finished = False
+    async for kind, value in stream:
+        if kind == "headers":
+            part = _part(value, stream)
+            yield part
+            async for _ in part.pieces:  # what the consumer left unread
+                pass
+        finished = finished or kind == "finished"
+    if not finished:
+        raise MalformedBody("The multipart body ends before its last boundary")
+
+
+def _part(disposition_and_type: bytes, stream: AsyncIterator[tuple[str, bytes]]) -> Part:
+    disposition, _, content_type = disposition_and_type.partition(b"\n")
+    kind, options = parse_options_header(disposition)
+    name = options.get(b"name")
+    if kind != b"form-data" or name is None:
+        raise MalformedBody("Each part needs Content-Disposition: form-data with a name")
+    file_name = options.get(b"filename")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        async for kind, value in stream:
+            if kind == "end":
+                return
+            yield value
+        raise MalformedBody("The multipart body ends within a part")
+
+    return Part(
+        name=name.decode("utf-8", "replace"),
+        file_name=None if file_name is None else file_name.decode("utf-8", "replace"),
+        content_type=content_type.decode("latin-1")[:255] or None,
+        pieces=pieces(),
+    )
+
+
+async def _multipart_events(request: Request, boundary: bytes) -> AsyncIterator[tuple[str, bytes]]:
+    """`headers` (disposition, newline, content type), then `data`…, then `end`, for each part; at last `finished`."""
+    seen: list[tuple[str, bytes]] = []
+    try:
+        parser = MultipartParser(boundary, _callbacks(seen))
+    except (MultipartParseError, ValueError) as error:
+        raise MalformedBody(f"The multipart boundary is not valid: {error}") from None
+    headers: dict[bytes, bytes] = {}
+    name = value = b""
+    header_bytes = 0
+    async for piece in request.stream():
+        if not piece:
+            continue
+        try:
+            parser.write(piece)
+        except MultipartParseError as error:
+            raise MalformedBody(f"The multipart body cannot be parsed: {error}") from None
+        noted = list(seen)
+        seen.clear()
+        for kind, data in noted:
+            match kind:
+                case "begin":
+                    headers, name, value, header_bytes = {}, b"", b"", 0
+                case "field" | "value":
+                    header_bytes += len(data)
+                    if header_bytes > _PART_HEADER_BYTES:
+                        raise PayloadTooLarge("A part's headers are too large")
+                    name, value = (name + data, value) if kind == "field" else (name, value + data)
+                case "header":
+                    headers[name.lower()] = value
+                    name = value = b""
+                case "headers":
+                    disposition = headers.get(b"content-disposition", b"")
+                    yield kind, disposition.replace(b"\n", b" ") + b"\n" + headers.get(b"content-type", b"")
+                case _:
+                    yield kind, data

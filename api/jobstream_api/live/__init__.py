@@ -1,0 +1,1 @@
+"""Live updates: the hub that listens to Redis once, and the streams that follow it."""

@@ -1,0 +1,71 @@
+"""The API's entry point: `python -m jobstream_api.main`, `jobstream api`."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+
+from jobstream.errors import ConfigurationError
+from jobstream.redis import RedisSource, UrlSource
+from jobstream_api.app import create_app
+from jobstream_api.service import Service
+from jobstream_api.settings import ApiSettings
+
+GRACE_SECONDS = 5
+"""Time that answers under way get at shutdown. Event streams end at once."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but on a signal it first closes the event streams, which would hold the shutdown up."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT."""
+        self._service.drain()
+        super().handle_exit(sig, frame)
+
+
+def create_server(settings: ApiSettings, source: RedisSource) -> Server:
+    """A server for the app, not yet started: `await server.serve()`."""
+    app = create_app(settings, source)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level.lower(),
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        server_header=False,
+    )
+    return Server(config, app.state.service)
+
+
+def main(settings: ApiSettings | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigurationError, also for an address that cannot be listened on."""
+    settings = settings or ApiSettings()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+    server = create_server(settings, UrlSource.from_settings(settings))
+    server.run(sockets=[_listen(settings.host, settings.port)])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket with its protocol named: asyncio turns off Nagle's delay only then."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
+
+
+if __name__ == "__main__":
+    main()

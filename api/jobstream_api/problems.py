@@ -1,0 +1,112 @@
+"""Errors on the wire: every response that is not a success is problem+json (RFC 9457), and no stack trace leaves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from jobstream.errors import FieldError, InvalidParameter, JobstreamError, MalformedBody, RedisUnavailable
+from jobstream.problem import problem
+from jobstream.redis import is_unavailable
+from jobstream.task import json_pointer
+
+logger = logging.getLogger("jobstream.api")
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+"""What a 503 asks clients to wait."""
+
+
+def problem_response(members: dict[str, Any], *, instance: str, headers: dict[str, str] | None = None) -> Response:
+    """A response of a problem object; its `status` is the response's."""
+    return Response(
+        msgspec.json.encode(members | {"instance": instance}),
+        status_code=members["status"],
+        media_type=MEDIA_TYPE,
+        headers=headers,
+    )
+
+
+def respond(error: Exception, request: Request) -> Response:
+    """The response to any error."""
+    known = _known(error)
+    if known is None:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        known = JobstreamError("See the service's log.")
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if known.status == 503 else None
+    return problem_response(problem(known), instance=request.url.path, headers=headers)
+
+
+class ProblemRoute(APIRoute):
+    """A route that answers its own errors, so that a router in somebody else's app does not depend on the app's."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except HTTPException as error:
+                return respond_http(error, request)
+            except Exception as error:
+                return respond(error, request)
+
+        return answer
+
+
+def respond_http(error: HTTPException, request: Request) -> Response:
+    """The framework's own errors (404 for no route, 405, …) as problems, with their headers."""
+    title = HTTPStatus(error.status_code).phrase
+    members = {
+        "type": "about:blank",
+        "title": title,
+        "status": error.status_code,
+        "detail": str(error.detail or title),
+        "code": title.lower().replace(" ", "-"),
+    }
+    return problem_response(members, instance=request.url.path, headers=dict(error.headers or {}))
+
+
+def install(app: FastAPI) -> None:
+    """Answer what no route of ours answers: unknown paths, wrong methods, errors of the middle."""
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return respond_http(error, request)
+
+    async def other(request: Request, error: Exception) -> Response:
+        return respond(error, request)
+
+    app.add_exception_handler(HTTPException, http)
+    for kind in (RequestValidationError, JobstreamError, Exception):
+        app.add_exception_handler(kind, other)
+
+
+def _known(error: Exception) -> JobstreamError | None:
+    if isinstance(error, JobstreamError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, ClientDisconnect):
+        return MalformedBody("The client went away before its body was complete")
+    if is_unavailable(error):
+        logger.warning("Redis is away: %s", type(error).__name__)
+        return RedisUnavailable("Redis is away or does not take writes; try again")
+    return None
+
+
+def _invalid(error: RequestValidationError) -> JobstreamError:
+    """FastAPI's validation errors: they concern parameters only, bodies are validated by the task's schema."""
+    errors = [FieldError(pointer=json_pointer(item["loc"][1:]), detail=str(item["msg"])) for item in error.errors()]
+    names = ", ".join(str(item["loc"][-1]) for item in error.errors())
+    return InvalidParameter(f"Not understood: {names}", errors=errors)

@@ -1,0 +1,83 @@
+"""The monitor: `/jobs` and `/jobs/{id}`: what a job is doing, whatever became of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from jobstream.job import Job, JobStatus
+from jobstream.queue import Outcome
+from jobstream.store import PAGE_MAX, JobFilter
+from jobstream_api.service import Service
+from jobstream_api.wire import etag, job_response, matches
+
+
+class JobPage(BaseModel):
+    """A page of jobs, newest first."""
+
+    jobs: list[Job]
+    next_cursor: str | None
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    """`GET /jobs`, `GET /jobs/{id}`, `GET /jobs/{id}/status`, `POST /jobs/{id}/cancel`, `DELETE /jobs/{id}`."""
+
+    @router.get("/jobs", tags=["jobs"], summary="List jobs, newest first", response_model=JobPage)
+    async def list_jobs(
+        request: Request,
+        status: Annotated[JobStatus | None, Query(description="Only jobs in this state")] = None,
+        task: Annotated[str | None, Query(description="Only jobs of this task")] = None,
+        tag: Annotated[str | None, Query(description="Only jobs with this tag")] = None,
+        limit: Annotated[int, Query(ge=1, description=f"Jobs per page; more than {PAGE_MAX} is taken as that")] = 50,
+        cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    ) -> Response:
+        wanted = JobFilter(status=status, task=task, tag=tag)
+        jobs, next_cursor = await service.queue.list(wanted, limit=limit, cursor=cursor)
+        headers = {}
+        if next_cursor is not None:
+            kept = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+            query = urlencode([*kept, ("cursor", next_cursor)])
+            headers["Link"] = f'<{service.prefix}/jobs?{query}>; rel="next"'
+        page = JobPage(jobs=jobs, next_cursor=next_cursor)
+        return Response(page.model_dump_json(), media_type="application/json", headers=headers)
+
+    @router.get("/jobs/{job_id}/status", include_in_schema=False)
+    @router.get("/jobs/{job_id}", tags=["jobs"], summary="What the job is doing", response_model=Job)
+    async def monitor(job_id: str, request: Request) -> Response:
+        job = await service.queue.get(job_id)
+        if matches(request, job):
+            return Response(status_code=304, headers={"ETag": etag(job)})
+        return job_response(job)
+
+    @router.post(
+        "/jobs/{job_id}/cancel",
+        tags=["jobs"],
+        summary="Stop the job; its record stays",
+        response_model=Job,
+        responses={202: {"model": Job, "description": "The job stops"}, 200: {"description": "It had ended"}},
+    )
+    async def cancel(job_id: str) -> Response:
+        outcome = await service.queue.cancel(job_id)
+        return job_response(outcome.job, status=200 if outcome.was_done else 202)
+
+    @router.delete(
+        "/jobs/{job_id}",
+        tags=["jobs"],
+        summary="Stop the job and forget it",
+        status_code=204,
+        responses={202: {"model": Job, "description": "It runs: it is stopped, then forgotten"}},
+    )
+    async def purge(job_id: str) -> Response:
+        return purged(await service.queue.purge(job_id), service)
+
+
+def purged(outcome: Outcome, service: Service) -> Response:
+    """The answer to a DELETE. A running job's files go when it has stopped, by the workers' sweep."""
+    if outcome.stopping:
+        return job_response(outcome.job, status=202)
+    service.files.remove(outcome.job.id)
+    return Response(status_code=204)

@@ -1,0 +1,93 @@
+"""The task's own resource: `POST /{task}` submits, `GET /{task}/{id}` is the result, once there is one."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+from jobstream.errors import JobGone, JobNotFound
+from jobstream.job import Job, JobStatus, job_from_record, new_job_id
+from jobstream.queue import SubmitOptions
+from jobstream.store import read_record
+from jobstream_api.body import BodyReader
+from jobstream_api.problems import problem_response
+from jobstream_api.routes.jobs import purged
+from jobstream_api.service import Service
+from jobstream_api.wire import accepted, accepts_html, job_response, monitor_link
+
+
+class SubmitQuery(BaseModel):
+    """The query options of a submit. Times in seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    delay: float = 0.0
+    run_at: datetime | None = None
+    queue: str | None = None
+    tags: list[str] = []
+    timeout: float | None = None
+    ttl: float | None = None
+
+    def options(self) -> SubmitOptions:
+        """As the queue takes them; tags may be repeated or separated by commas."""
+        tags = [tag.strip() for text in self.tags for tag in text.split(",") if tag.strip()]
+        return SubmitOptions(
+            delay=self.delay, run_at=self.run_at, queue=self.queue, tags=tags, timeout=self.timeout, ttl=self.ttl
+        )
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    """The routes of every task. They match any first segment: add them after all others."""
+
+    # Documented per task, with types, by jobstream_api.openapi.
+    @router.post("/{task}", include_in_schema=False)
+    async def submit(task: str, request: Request, query: Annotated[SubmitQuery, Query()]) -> Response:
+        validator = await service.tasks.validator(task)
+        announced = validator.task
+        options = query.options()
+        options.check()
+        job_id = new_job_id()
+        reader = BodyReader(request, validator, service.settings, service.files, job_id)
+        try:
+            data = await reader.read()
+            job = await service.queue.submit(
+                task,
+                data,
+                options=options,
+                default_queue=announced.queue,
+                default_ttl=announced.ttl,
+                max_attempts=announced.max_attempts,
+                job_id=job_id,
+            )
+        except BaseException:
+            service.files.remove(job_id)
+            raise
+        return accepted(job, request, status=303 if accepts_html(request) else announced.accepted_status)
+
+    @router.get("/{task}/{job_id}", include_in_schema=False)
+    async def result(task: str, job_id: str) -> Response:
+        record = await read_record(service.client, job_id)
+        job = job_from_record(record, prefix=service.prefix) if record else await service.queue.get(job_id)
+        _check_task(job, task)
+        link = {"Link": monitor_link(job)}
+        if not job.done:
+            return job_response(job, status=202, headers=link)
+        if job.status is JobStatus.CANCELLED:
+            raise JobGone(f"Job {job_id} was cancelled")
+        if job.error is not None:
+            return problem_response(job.error.model_dump(), instance=job.links.result, headers=link)
+        return Response(record[b"result"] if record else b"null", media_type="application/json", headers=link)
+
+    @router.delete("/{task}/{job_id}", include_in_schema=False)
+    async def purge(task: str, job_id: str) -> Response:
+        _check_task(await service.queue.get(job_id), task)
+        return purged(await service.queue.purge(job_id), service)
+
+
+def _check_task(job: Job, task: str) -> None:
+    if job.task != task:
+        raise JobNotFound(f"There is no job {job.id!r} of task {task[:64]!r}")

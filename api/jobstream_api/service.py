@@ -1,0 +1,130 @@
+"""Service: what the routes share: clients, the queue, the catalogue as last announced, the hub, the files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from arq.connections import ArqRedis
+
+from jobstream.catalogue import Announcement, find, read_catalogue, read_version
+from jobstream.errors import RedisUnavailable, UnknownTask
+from jobstream.events import read_epoch
+from jobstream.files import FileStore
+from jobstream.queue import Queue
+from jobstream.redis import RedisSource, is_unavailable
+from jobstream_api.live.hub import Hub
+from jobstream_api.settings import ApiSettings
+from jobstream_api.validation import InputValidator
+
+logger = logging.getLogger("jobstream.api")
+
+REFRESH_SECONDS = 1.0
+"""How often the catalogue's version is looked at."""
+
+MISS_SECONDS = 0.2
+"""An unknown task's name makes us look at once, but not more often than this."""
+
+
+class TaskBook:
+    """The catalogue as this process knows it, with a compiled validator per task; refreshed without a restart."""
+
+    def __init__(self, client: ArqRedis) -> None:
+        self._client = client
+        self._announced: dict[str, Announcement] = {}
+        self._validators: dict[str, InputValidator] = {}
+        self._looked_at = 0.0
+        self.version = -1
+
+    @property
+    def tasks(self) -> dict[str, Announcement]:
+        """All announced tasks by name."""
+        return self._announced
+
+    async def validator(self, name: str) -> InputValidator:
+        """The task of that name. Raises UnknownTask, naming the near ones."""
+        if name not in self._validators and time.monotonic() - self._looked_at > MISS_SECONDS:
+            await self.refresh()
+        if name not in self._validators:
+            find(self._announced, name)
+            raise UnknownTask(f"The schema of task {name!r} cannot be used; see the service's log")
+        return self._validators[name]
+
+    async def refresh(self) -> None:
+        """Read the catalogue if its version has changed. Raises redis-py's errors."""
+        self._looked_at = time.monotonic()
+        if await read_version(self._client) == self.version:
+            return
+        self.version, announced = await read_catalogue(self._client)
+        for name, task in announced.items():
+            if self._announced.get(name) == task and name in self._validators:
+                continue
+            try:
+                self._validators[name] = InputValidator(task)
+            except ValueError:
+                logger.exception("task %s: its input schema cannot be compiled", name)
+        for name in self._validators.keys() - announced.keys():
+            del self._validators[name]
+        self._announced = announced
+
+    async def keep_fresh(self) -> None:
+        """Refresh for ever; while Redis is away, what was known stays known."""
+        while True:
+            try:
+                await self.refresh()
+            except Exception as error:
+                if not is_unavailable(error):
+                    logger.exception("the catalogue cannot be read")
+            await asyncio.sleep(REFRESH_SECONDS)
+
+
+class Service:
+    """Use `running()` for as long as requests are answered."""
+
+    def __init__(self, settings: ApiSettings, source: RedisSource, *, prefix: str = "") -> None:
+        self.settings = settings
+        self.source = source
+        self.prefix = prefix
+        self.client = source.client()
+        self.queue = Queue(self.client, prefix=prefix)
+        self.tasks = TaskBook(self.client)
+        self.hub = Hub(source)
+        self.files = FileStore(settings.files_dir)
+        self.draining = False
+        self._epoch: str | None = None
+
+    async def epoch(self) -> str:
+        """The name of this history of the data, for event ids."""
+        if self._epoch is None:
+            self._epoch = await read_epoch(self.client)
+        return self._epoch
+
+    def drain(self) -> None:
+        """The process is about to end: streams close, readiness fails."""
+        self.draining = True
+        self.hub.drain()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep the catalogue fresh and the hub listening."""
+        async with self.hub.running():
+            refresher = asyncio.create_task(self.tasks.keep_fresh(), name="catalogue")
+            try:
+                yield
+            finally:
+                refresher.cancel()
+                await asyncio.wait({refresher})
+                await self.client.aclose()
+
+    async def ping(self, timeout: float) -> None:
+        """Raises RedisUnavailable unless Redis answers in `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self.client.ping()
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+            raise RedisUnavailable(f"Redis does not answer ({type(error).__name__})") from None

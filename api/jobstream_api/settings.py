@@ -1,0 +1,20 @@
+"""What the API process is told by its environment."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from jobstream.files import FileSettings
+from jobstream.redis import RedisSettings
+
+
+class ApiSettings(RedisSettings, FileSettings):
+    """The API's settings: `JOBSTREAM_…` in the environment or in `.env`."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    max_body_bytes: int = Field(10 * 1024**2, ge=1, description="Largest JSON or form body, without files.")
+    max_file_bytes: int = Field(2 * 1024**3, ge=1, description="Largest uploaded file.")
+    max_files: int = Field(100, ge=1, description="Uploaded files per job.")
+    heartbeat_seconds: float = Field(15.0, gt=0, description="Silence after which an event stream says `: ping`.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
