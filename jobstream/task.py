@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import typing
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, ParamSpec, TypeVar, overload
@@ -37,7 +39,7 @@ DEFAULT_TTL = 86_400.0
 """Seconds a finished job's record is kept, unless the task or the request says otherwise."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A named function with one typed input and one typed output. Made by `@task`; calling it calls the function."""
 
@@ -87,7 +89,7 @@ class Task:
     def dump_result(self, value: object) -> bytes:
         """The result as JSON. Raises pydantic.ValidationError or PydanticSerializationError when the value is not
         what the return annotation promises."""
-        return self.output.dump_json(self.output.validate_python(value))
+        return self.output.dump_json(self.output.validate_python(value), by_alias=True)
 
 
 @overload
@@ -122,6 +124,8 @@ def task(
     """
 
     def make(function: Callable[..., Any]) -> Task:
+        if not inspect.isroutine(function):
+            raise ConfigurationError(f"@task needs a function, not {function!r}")
         return _make_task(
             function,
             name=name or function.__name__.lower(),
@@ -159,14 +163,18 @@ def _make_task(
     accepted_status: Literal[202, 303],
 ) -> Task:
     where = f"task {name!r} ({function.__module__}.{function.__qualname__})"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{where}: a task returns its result; partial output goes to JobContext.chunk")
     if not TASK_NAME.match(name):
         raise ConfigurationError(f"{where}: a task's name is lower case letters, digits, - and _, from a letter on")
     if name in RESERVED_NAMES:
         raise ConfigurationError(f"{where}: the service keeps /{name} for itself; choose another name")
     if not QUEUE_NAME.match(queue) or queue == "health-check":
         raise ConfigurationError(f"{where}: {queue!r} cannot be a queue's name")
-    if timeout <= 0 or ttl <= 0:
+    if not (0 < timeout < math.inf and 0 < ttl < math.inf):
         raise ConfigurationError(f"{where}: timeout and ttl are seconds above 0")
+    if executor not in (None, *typing.get_args(ExecutorKind)):
+        raise ConfigurationError(f"{where}: there is no executor {executor!r}")
     is_async = inspect.iscoroutinefunction(function)
     kind: ExecutorKind = executor or ("loop" if is_async else "thread")
     if is_async != (kind == "loop"):
@@ -177,13 +185,14 @@ def _make_task(
     except NameError as error:
         raise ConfigurationError(f"{where}: an annotation cannot be resolved: {error}") from error
     job_parameter, parameters = _parameters(function, hints, where)
-    input_model, input_parameter = _input_model(name, parameters, hints)
-    output: TypeAdapter[Any] = TypeAdapter(hints.get("return", Any))
     try:
+        input_model, input_parameter = _input_model(name, parameters, hints)
+        output: TypeAdapter[Any] = TypeAdapter(hints.get("return", Any))
         input_schema = input_model.model_json_schema(mode="validation")
         output_schema = output.json_schema(mode="serialization")
-    except pydantic.errors.PydanticInvalidForJsonSchema as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+    except (pydantic.errors.PydanticUserError, NameError, ValueError) as error:  # no schema; a name pydantic keeps
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"{where}: {reason}") from error
     doc = inspect.getdoc(function) or ""
     return Task(
         name=name,
@@ -213,6 +222,8 @@ def _parameters(
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise ConfigurationError(f"{where}: {parameter} cannot be filled from JSON; use named parameters")
+        if parameter.name.startswith("_") or parameter.name == "model_config":  # pydantic would drop it in silence
+            raise ConfigurationError(f"{where}: an input field cannot be named {parameter.name!r}")
         if hints.get(parameter.name) is JobContext:
             if job_parameter is not None:
                 raise ConfigurationError(f"{where}: one JobContext parameter is enough")
@@ -237,7 +248,10 @@ def _input_model(
         for parameter in parameters
     }
     title = "".join(part.capitalize() for part in re.split(r"[-_]", name)) + "Input"
-    return create_model(title, __config__=ConfigDict(extra="forbid"), **fields), None
+    with warnings.catch_warnings():
+        # `schema`, `json`, `copy` are good names for a parameter, and nobody calls those methods on this model.
+        warnings.filterwarnings("ignore", "Field name .* shadows an attribute", UserWarning)
+        return create_model(title, __config__=ConfigDict(extra="forbid"), **fields), None
 
 
 def _is_file(model: type[BaseModel]) -> bool:

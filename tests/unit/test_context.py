@@ -1,0 +1,304 @@
+"""What running code says: progress as state, logs and chunks in order, one notice per batch, and the time left."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jobstream import JobCancelled, JobContext
+from jobstream.context import LOG_LINE_BYTES
+from jobstream.files import FileStore
+from jobstream.outbox import LOGS_WAITING, Batch, Entry, Outbox, ProgressState
+from jobstream.progress import ITEMS_KEPT, Eta, percent
+
+
+class Heard:
+    """An outbox, how often it told, and a job that fills it."""
+
+    def __init__(self, files: Path) -> None:
+        self.notices = 0
+        self.outbox = Outbox(self._count)
+        self.cancelled = threading.Event()
+        self.job = JobContext(
+            "j1",
+            task="words",
+            attempt=1,
+            max_attempts=3,
+            outbox=self.outbox,
+            files=FileStore(files),
+            cancelled=self.cancelled,
+        )
+
+    def _count(self) -> None:
+        self.notices += 1
+
+    def progress(self) -> ProgressState:
+        state = self.outbox.take().progress
+        assert state is not None
+        return state
+
+    def said(self) -> list[object]:
+        return [msgspec.json.decode(entry.data) for entry in self.outbox.take().entries]
+
+
+@pytest.fixture
+def heard(tmp_path: Path) -> Heard:
+    return Heard(tmp_path)
+
+
+# Progress
+
+
+def test_progress_keeps_what_it_is_not_told_again(heard: Heard) -> None:
+    heard.job.progress(1, 10, "reading", items=["a"])
+    heard.job.progress(2)
+    assert heard.progress() == ProgressState(2, 10, "reading", ("a",))
+    heard.job.progress(message="writing")
+    assert heard.progress() == ProgressState(2, 10, "writing", ("a",))
+
+
+def test_zero_is_progress(heard: Heard) -> None:
+    heard.job.progress(5, 5)
+    heard.job.progress(0, 0, "")
+    assert heard.progress() == ProgressState(0, 0, "", ())
+
+
+def test_only_the_latest_items_are_kept(heard: Heard) -> None:
+    heard.job.progress(items=(str(number) for number in range(ITEMS_KEPT + 5)))
+    items = heard.progress().items
+    assert (len(items), items[0], items[-1]) == (ITEMS_KEPT, "5", str(ITEMS_KEPT + 4))
+
+
+def test_whatever_a_task_counts_with_can_be_stored(heard: Heard, tmp_path: Path) -> None:
+    heard.job.progress(Decimal("0.5"), 1 << 80, items=[tmp_path, "caf\udce9"])  # type: ignore[arg-type,list-item]
+    state = heard.progress()
+    assert state == ProgressState(0.5, float(1 << 80), None, (str(tmp_path), "caf?"))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=ProgressState) == state
+    heard.job.progress(current=True)
+    assert type(heard.progress().current) is int
+
+
+def test_progress_that_is_no_number_fails_where_it_is_said(heard: Heard) -> None:
+    with pytest.raises(ValueError, match="many"):
+        heard.job.progress("many")  # type: ignore[arg-type]
+
+
+def test_track_counts_the_items_that_are_finished(heard: Heard) -> None:
+    seen = [heard.progress() for _ in heard.job.track("abc", message="letters")]
+    assert [(state.current, state.total, state.message) for state in seen] == [
+        (0, 3, "letters"),
+        (1, 3, "letters"),
+        (2, 3, "letters"),
+    ]
+    assert heard.progress().current == 3
+
+
+def test_track_does_not_guess_a_total(heard: Heard) -> None:
+    for _ in heard.job.track(iter("abc")):
+        pass
+    assert heard.progress() == ProgressState(3, None, None, ())
+
+
+async def test_track_follows_async_iterables(heard: Heard) -> None:
+    async def letters() -> AsyncIterator[str]:
+        for letter in "abc":
+            yield letter
+
+    seen = [letter async for letter in heard.job.track(letters(), total=3)]
+    assert seen == ["a", "b", "c"]
+    assert heard.progress() == ProgressState(3, 3, None, ())
+
+
+# Cancellation
+
+
+def test_a_job_that_must_stop_notices_by_speaking(heard: Heard) -> None:
+    heard.job.raise_if_cancelled()
+    assert not heard.job.cancelled
+    heard.cancelled.set()
+    assert heard.job.cancelled
+    with pytest.raises(JobCancelled):
+        heard.job.raise_if_cancelled()
+    with pytest.raises(JobCancelled):
+        heard.job.progress(1)
+    assert heard.outbox.take() == Batch(None, [], 0)
+
+
+def test_track_stops_at_the_next_item(heard: Heard) -> None:
+    seen = []
+    with pytest.raises(JobCancelled):  # noqa: PT012 (the loop is the subject)
+        for item in heard.job.track(range(5)):
+            seen.append(item)
+            if item == 2:
+                heard.cancelled.set()
+    assert seen == [0, 1, 2]
+
+
+def test_no_except_exception_swallows_a_cancellation() -> None:
+    assert not issubclass(JobCancelled, Exception)
+
+
+def test_a_job_that_must_stop_can_still_say_its_last_words(heard: Heard) -> None:
+    heard.cancelled.set()
+    heard.job.log("closing")
+    heard.job.chunk(1)
+    assert heard.said() == [{"level": "info", "message": "closing"}, 1]
+
+
+# Logs and chunks
+
+
+def test_logs_and_chunks_keep_their_order(heard: Heard) -> None:
+    heard.job.log("one", level="warning")
+    heard.job.chunk({"two": 2})
+    heard.job.log("three")
+    assert heard.said() == [
+        {"level": "warning", "message": "one"},
+        {"two": 2},
+        {"level": "info", "message": "three"},
+    ]
+
+
+def test_a_long_log_line_is_cut(heard: Heard) -> None:
+    heard.job.log("x" * (LOG_LINE_BYTES + 1))
+    assert heard.said() == [{"level": "info", "message": "x" * LOG_LINE_BYTES + "…"}]
+
+
+def test_a_log_line_that_is_not_text_does_not_fail_the_job(heard: Heard) -> None:
+    heard.job.log("caf\udce9 déjà")
+    assert heard.said() == [{"level": "info", "message": "caf? déjà"}]
+
+
+def test_a_chunk_that_json_cannot_say_fails_where_it_is_said(heard: Heard) -> None:
+    with pytest.raises(TypeError):
+        heard.job.chunk(object())
+    assert heard.said() == []
+
+
+# The outbox
+
+
+def test_one_notice_per_batch(heard: Heard) -> None:
+    for number in range(100):
+        heard.job.progress(number)
+        heard.job.log("line")
+    assert heard.notices == 1
+    heard.outbox.take()
+    heard.job.chunk(1)
+    assert heard.notices == 2
+
+
+def test_what_was_taken_is_not_given_again(heard: Heard) -> None:
+    heard.job.progress(1)
+    heard.job.log("line")
+    heard.outbox.take()
+    assert heard.outbox.take() == Batch(None, [], 0)
+
+
+def test_old_log_lines_give_way_and_are_counted_but_chunks_never_do(heard: Heard) -> None:
+    heard.job.chunk("kept")
+    for number in range(LOGS_WAITING + 3):
+        heard.job.log(str(number))
+    batch = heard.outbox.take()
+    assert batch.logs_dropped == 3
+    assert len(batch.entries) == LOGS_WAITING + 1
+    assert batch.entries[0] == Entry("chunk", b'"kept"')
+    assert msgspec.json.decode(batch.entries[1].data)["message"] == "3"
+
+
+def test_a_batch_can_be_said_again_in_another_outbox(heard: Heard) -> None:
+    batch = Batch(ProgressState(1, 2, "m", ("a",)), [Entry("log", b"{}"), Entry("chunk", b"1")], 7)
+    heard.outbox.put(batch)
+    assert heard.notices == 1
+    assert heard.outbox.take() == batch
+
+
+def test_nothing_said_by_many_threads_is_lost(heard: Heard) -> None:
+    def talk(name: int) -> None:
+        for number in range(2_000):
+            heard.job.chunk([name, number])
+
+    threads = [threading.Thread(target=talk, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    heard_so_far: list[object] = []
+    while any(thread.is_alive() for thread in threads):
+        heard_so_far += heard.said()
+    heard_so_far += heard.said()
+    for name in range(4):
+        numbers = [chunk[1] for chunk in heard_so_far if isinstance(chunk, list) and chunk[0] == name]
+        assert numbers == list(range(2_000))
+
+
+# Percent and time left
+
+
+@pytest.mark.parametrize(
+    ("current", "total", "expected"),
+    [(1, 3, 33.3), (0, 10, 0.0), (12, 10, 100.0), (-1, 10, 0.0), (None, 10, None), (1, None, None), (1, 0, None)],
+)
+def test_percent_stays_between_0_and_100(current: float | None, total: float | None, expected: float | None) -> None:
+    assert percent(current, total) == expected
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_percent_says_nothing_of_numbers_that_are_none(odd: float) -> None:
+    assert percent(odd, 10) is None
+
+
+class Clock:
+    """Time that moves when it is told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_time_left_follows_from_the_rate() -> None:
+    clock = Clock()
+    eta = Eta(clock)
+    assert eta.update(0, 100) is None
+    clock.now = 1.0
+    assert eta.update(10, 100) == 9.0
+    clock.now = 2.0
+    assert eta.update(20, 100) == 8.0
+
+
+def test_a_changing_rate_is_smoothed() -> None:
+    clock = Clock()
+    eta = Eta(clock)
+    eta.update(0, 100)
+    clock.now = 1.0
+    eta.update(10, 100)
+    clock.now = 2.0
+    left = eta.update(40, 100)  # 30 a second in this one, 10 before
+    assert left is not None
+    assert 60 / 30 < left < 60 / 10
+
+
+def test_progress_that_begins_anew_forgets_the_old_rate() -> None:
+    clock = Clock()
+    eta = Eta(clock)
+    eta.update(0, 100)
+    clock.now = 1.0
+    assert eta.update(50, 100) == 1.0
+    clock.now = 2.0
+    assert eta.update(0, 100) is None
+
+
+def test_without_a_total_nobody_knows_the_time_left() -> None:
+    clock = Clock()
+    eta = Eta(clock)
+    eta.update(0, None)
+    clock.now = 1.0
+    assert eta.update(10, None) is None
+    assert eta.update(None, 10) is None
+    assert eta.update(10, 5) is None
+    assert eta.update(10, 20) == 1.0
