@@ -78,7 +78,10 @@ class _Server(FakeServer):
                 "tcp_port": 0,
                 "uptime_in_seconds": int(time.time() - self.started),
             },
-            "clients": {"connected_clients": len(self.sockets), "blocked_clients": 0},
+            "clients": {
+                "connected_clients": len(self.sockets),
+                "blocked_clients": sum(socket._blocked for socket in self.sockets),
+            },
             "memory": {
                 "used_memory": 0,
                 "used_memory_human": "0B",
