@@ -117,6 +117,20 @@ class StillRunning(ClientError, TimeoutError):
     """The time to wait is over; the job goes on."""
 
 
+class TaskInfo(BaseModel):
+    """A task of the catalogue."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    summary: str = ""
+    queue: str
+    workers: int = Field(description="Workers alive that would run it")
+    file_fields: list[str] = Field(default_factory=list)
+    input_schema: dict[str, JsonValue]
+    output_schema: dict[str, JsonValue]
+
+
 @dataclass(frozen=True)
 class Event:
     """One change of a job, as the stream tells it."""
@@ -126,6 +140,12 @@ class Event:
     event: str
     """snapshot, status, progress, log, chunk or done."""
     data: JsonValue
+
+    @property
+    def version(self) -> int | None:
+        """The job's version after this change; None before the first durable event."""
+        version = self.id.rpartition("-")[2]
+        return int(version) if version.isdecimal() else None
 
     @property
     def job(self) -> Job | None:
@@ -169,7 +189,7 @@ class Client:
         self,
         task: str,
         input: Mapping[str, object] | BaseModel | None = None,
-        files: Sequence[Path] = (),
+        files: Sequence[Path] | Mapping[str, Sequence[Path]] = (),
         *,
         idempotency_key: str | None = None,
         delay: float | None = None,
@@ -183,7 +203,8 @@ class Client:
     ) -> JobHandle:
         """Hand in a job and return its handle as soon as the service has stored it.
 
-        `files` are uploaded as `files` parts, read from disk as they are sent. With an `idempotency_key` a submit
+        `files` are uploaded to the field `files`, or to the fields that the mapping names, and are read from disk as
+        they are sent. With an `idempotency_key` a submit
         that was cut is sent again, and never makes a second job. `delay`, `timeout` and `ttl` are seconds. Raises
         `Rejected` (422 with `problem.errors` for an input that does not fit), `NotFound` for an unknown task,
         `Unreachable`, and OSError for a file that cannot be read.
@@ -204,10 +225,11 @@ class Client:
         headers = {"Accept": "application/json"}
         if idempotency_key:
             headers["Idempotency-Key"] = f'"{idempotency_key}"'
+        fields = files if isinstance(files, Mapping) else {"files": files}
         attempts = 1 + (RESENDS if idempotency_key else 0)
         for attempt in range(1, attempts + 1):
             try:
-                response = await self._post(f"/{_segment(task)}", body, files, params=params, headers=headers)
+                response = await self._post(f"/{_segment(task)}", body, fields, params=params, headers=headers)
                 break
             except Unreachable:
                 if attempt == attempts:
@@ -236,9 +258,9 @@ class Client:
             params["cursor"] = page.next_cursor
             left = None if left is None else left - len(page.jobs)
 
-    async def tasks(self) -> JsonValue:
-        """The catalogue, as `GET /tasks` answers it."""
-        return JSON.validate_json((await self.request("GET", "/tasks")).content)
+    async def tasks(self) -> Sequence[TaskInfo]:
+        """The catalogue: what can be submitted, and how many workers would run it."""
+        return _parsed(_Catalogue, await self.request("GET", "/tasks")).tasks
 
     async def request(
         self,
@@ -263,17 +285,17 @@ class Client:
         self,
         url: str,
         body: bytes,
-        files: Sequence[Path],
+        files: Mapping[str, Sequence[Path]],
         *,
         params: httpx2.QueryParams,
         headers: Mapping[str, str],
     ) -> httpx2.Response:
-        if not files:
+        if not any(files.values()):
             typed = {**headers, "Content-Type": "application/json"}
             return await self.request("POST", url, params=params, headers=typed, content=body)
         with ExitStack() as opened:
             parts: list[tuple[str, tuple[str, BinaryIO]]] = [
-                ("files", (path.name, opened.enter_context(path.open("rb")))) for path in files
+                (field, (path.name, opened.enter_context(path.open("rb")))) for field in files for path in files[field]
             ]
             try:
                 response = await self.http.post(url, params=params, headers=headers, data=_form(body), files=parts)
@@ -381,6 +403,10 @@ class JobHandle:
     async def delete(self) -> None:
         """Purge the job and its record; a running one is stopped first."""
         await self._client.request("DELETE", self._path)
+
+
+class _Catalogue(BaseModel):
+    tasks: list[TaskInfo]
 
 
 class _Page(BaseModel):

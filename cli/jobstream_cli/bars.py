@@ -41,6 +41,8 @@ def plain_line(view: JobView) -> str:
     parts = [view.task or "job", view.id, view.word]
     if view.status == JobStatus.RUNNING:
         parts += [percent(view.progress), count(view.progress), left(view.progress)]
+    elif view.done:
+        parts.append(took(view))
     line = " ".join(part for part in parts if part)
     return clean(f"{line}: {view.message}" if view.message else line)
 
@@ -66,7 +68,12 @@ def count(progress: JobProgress) -> str:
 
 def left(progress: JobProgress) -> str:
     """`~40 s left`, `~3 min left`, or nothing."""
-    return "" if progress.eta_s is None else f"~{duration(progress.eta_s)} left"
+    return "" if progress.eta_s is None or progress.eta_s < 0.1 else f"~{duration(progress.eta_s)} left"
+
+
+def took(view: JobView) -> str:
+    """`in 3.2 s`, or nothing before the end."""
+    return "" if view.seconds is None else f"in {duration(view.seconds)}"
 
 
 def duration(seconds: float) -> str:
@@ -97,14 +104,8 @@ def _remarks(view: JobView) -> list[str]:
     progress = view.progress
     items = f"{len(progress.items)} item{'s' if len(progress.items) > 1 else ''}" if progress.items else ""
     if view.done:
-        return [_took(view), items, clean(view.message)]
+        return [took(view), items, clean(view.message)]
     return [left(progress), items or ("" if progress.percent else count(progress)), clean(view.message)]
-
-
-def _took(view: JobView) -> str:
-    if view.job is None or view.job.started_at is None or view.job.finished_at is None:
-        return ""
-    return f"in {duration((view.job.finished_at - view.job.started_at).total_seconds())}"
 
 
 def _bar(view: JobView, look: Look) -> str:

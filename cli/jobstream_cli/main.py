@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -48,13 +50,14 @@ def cli(context: click.Context, url: str, token: str | None) -> None:
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
 @click.option(
     "--redis",
-    type=click.Choice(["auto", "server", "fake"]),
+    type=click.Choice(["auto", "own", "server", "fake"]),
     envvar="JOBSTREAM_DEV_REDIS",
     default="auto",
     show_default=True,
-    help="auto: JOBSTREAM_REDIS_URL, else an own redis-server or valkey-server, else fakeredis in memory.",
+    help="auto: JOBSTREAM_REDIS_URL, else own. own: server, else fake. server: a valkey-server or redis-server of our "
+    "own. fake: fakeredis, in memory. [env: JOBSTREAM_DEV_REDIS]",
 )
-def dev(host: str, port: int, workers: int, redis: str) -> None:
+def dev(host: str, port: int, workers: int, redis: Literal["auto", "own", "server", "fake"]) -> None:
     """Run everything here: API, worker and, if need be, a Redis of its own. Ctrl-C stops it all (exit code 0)."""
     from jobstream_cli.dev import DevOptions, run
 
@@ -76,17 +79,21 @@ def demo(port: int | None, keep: bool) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="[env: JOBSTREAM_PORT]")
 def api(host: str | None, port: int | None) -> None:
     """Run the HTTP process. Needs JOBSTREAM_REDIS_URL."""
-    from jobstream_cli.processes import run_api
+    from jobstream_api.main import main as serve
+    from jobstream_api.settings import ApiSettings
 
-    run_api(host=host, port=port)
+    given = {"host": host, "port": port}
+    with _configuration_errors():
+        serve(ApiSettings.model_validate({name: value for name, value in given.items() if value is not None}))
 
 
 @cli.command()
 def worker() -> None:
     """Run a worker process. Needs JOBSTREAM_REDIS_URL."""
-    from jobstream_cli.processes import run_worker
+    from jobstream_workers.main import main as work
 
-    run_worker()
+    with _configuration_errors():
+        work()
 
 
 @cli.command()
@@ -197,6 +204,20 @@ def cancel(service: Service, ids: tuple[str, ...], as_json: bool) -> None:
     from jobstream_cli import commands
 
     _run(commands.cancel(service, _ids(ids), as_json=as_json))
+
+
+@contextlib.contextmanager
+def _configuration_errors() -> Iterator[None]:
+    """A wrong setting is one sentence and exit code 2, not a traceback."""
+    from pydantic import ValidationError
+
+    from jobstream.errors import ConfigurationError
+
+    try:
+        yield
+    except (ConfigurationError, ValidationError) as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(Exit.USAGE) from None
 
 
 def _ids(arguments: Sequence[str]) -> list[str]:

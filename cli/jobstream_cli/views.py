@@ -53,15 +53,21 @@ class JobView:
     """Why it cannot be watched."""
 
     def apply(self, event: Event) -> bool:
-        """Take in an event. True when the status has changed."""
+        """Take in an event. True when the status has changed.
+
+        A fresh stream begins with a snapshot of now, and then repeats what led there: those statuses are past.
+        """
         before = self.status
         if event.job is not None:
             self.take(event.job)
         elif event.event == "progress":
             self.progress = JobProgress.model_validate(event.data)
-        elif event.event == "status" and isinstance(event.data, dict):
+        elif event.event == "status" and isinstance(event.data, dict) and not self._knows(event):
             self.status = JobStatus(str(event.data["status"]))
         return self.status != before
+
+    def _knows(self, event: Event) -> bool:
+        return self.job is not None and event.version is not None and event.version <= self.job.version
 
     def take(self, job: Job) -> None:
         """Take in the whole record."""
@@ -94,4 +100,11 @@ class JobView:
             return str(self.fault)
         if self.error is not None:
             return self.error.detail or self.error.title
-        return self.progress.message or ""
+        return "" if self.status == JobStatus.SUCCEEDED else self.progress.message or ""
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the last attempt took; None before the end."""
+        if self.job is None or self.job.started_at is None or self.job.finished_at is None:
+            return None
+        return (self.job.finished_at - self.job.started_at).total_seconds()

@@ -1,0 +1,184 @@
+"""`jobstream dev`: API, workers and a Redis for as long as the terminal is open. Development, never production."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Literal
+
+import click
+
+from jobstream.embedded import ChildRedis, ServerProgram, find_server
+from jobstream.errors import ConfigurationError
+from jobstream.files import FileSettings
+from jobstream.redis import DURABILITY, RedisKind, RedisSettings, masked
+from jobstream_cli.exits import Exit
+from jobstream_cli.ports import base_url, get_json, why_not
+from jobstream_cli.supervise import Ended, Happening, listening, supervise
+from jobstream_workers.settings import WorkerSettings
+
+RUNNING_JOBS_GET_SECONDS = "3"
+"""Patience at the end of a `dev`: short, since whoever presses Ctrl-C waits."""
+
+
+RedisChoice = Literal["auto", "own", "server", "fake"]
+"""auto: JOBSTREAM_REDIS_URL, else own. own: server, else fake. server: a child process. fake: fakeredis in memory."""
+
+
+class RedisDied(Exception):
+    """The Redis child has ended while it was needed."""
+
+
+@dataclass(frozen=True)
+class DevOptions:
+    """What `jobstream dev` was asked for."""
+
+    host: str
+    port: int
+    workers: int
+    redis: RedisChoice
+
+    @property
+    def url(self) -> str:
+        """Where the service will be."""
+        return base_url(self.host, self.port)
+
+
+def run(options: DevOptions) -> int:
+    """Run until Ctrl-C or SIGTERM (0), or until something that is needed ends by itself (1)."""
+    if (reason := why_not(options.host, options.port)) is not None:
+        say(f"error: port {options.port} on {options.host} cannot be used: {reason}. Choose another with --port.")
+        return Exit.USAGE
+    try:
+        with listening() as happened:
+            return _on_some_redis(options, happened)
+    except ConfigurationError as error:
+        say(f"error: {error}")
+        return Exit.USAGE
+
+
+def say(text: str) -> None:
+    """A line for the person in front."""
+    click.echo(text, err=True)
+
+
+def _on_some_redis(options: DevOptions, happened: SimpleQueue[Happening]) -> int:
+    data = Path(os.environ.get("JOBSTREAM_DATA_DIR") or ".jobstream")
+    env = _environment(options, data)
+    url = RedisSettings().redis_url
+    if url and options.redis == "auto":
+        return _on_url(options, env, url, happened)
+    program = None if options.redis == "fake" else find_server()
+    if program is not None:
+        return _on_child(options, env, program, data, happened)
+    if options.redis == "server":
+        raise ConfigurationError("there is no valkey-server or redis-server (6.2 or later) on PATH")
+    return _on_fake(options, env)
+
+
+def _on_url(options: DevOptions, env: dict[str, str], url: str, happened: SimpleQueue[Happening]) -> int:
+    say(f"redis   {masked(url)} (JOBSTREAM_REDIS_URL): {DURABILITY['external']}")
+    return _processes(options, env, happened, url=url, kind="external")
+
+
+def _on_child(
+    options: DevOptions, env: dict[str, str], program: ServerProgram, data: Path, happened: SimpleQueue[Happening]
+) -> int:
+    with ChildRedis(program, data / "redis") as redis:
+        say(f"redis   child: {redis.describe()}")
+        say(f"        {DURABILITY['child']}")
+
+        def check() -> None:
+            if (code := redis.poll()) is not None:
+                raise RedisDied(f"redis has ended with exit code {code}")
+
+        try:
+            return _processes(options, env, happened, url=redis.url, kind="child", check=check)
+        except RedisDied as error:
+            say(f"error: {error}; everything is stopped")
+            return Exit.FAILED
+
+
+def _on_fake(options: DevOptions, env: dict[str, str]) -> int:
+    """All in this process: the data have no other home."""
+    from jobstream_api.settings import ApiSettings
+    from jobstream_cli import together
+
+    say("redis   fakeredis: no redis-server or valkey-server is used")
+    say("warning EVERYTHING IS GONE AT EXIT. For a first look and for tests only; install redis-server to keep jobs.")
+    if options.workers > 1:
+        say("        --workers has no effect: API and worker share this process")
+    os.environ.update(env)
+    # redis_url: one in .env would be another one than the service is on
+    api, worker = ApiSettings(redis_kind="fake"), WorkerSettings(redis_kind="fake")
+    return asyncio.run(together.run(api, worker, poll=_announcer(options), stopping=_say_stopping))
+
+
+def _processes(
+    options: DevOptions,
+    env: dict[str, str],
+    happened: SimpleQueue[Happening],
+    *,
+    url: str,
+    kind: RedisKind,
+    check: Callable[[], None] = lambda: None,
+) -> int:
+    this = [sys.executable, "-m", "jobstream_cli"]
+    names = ["worker"] if options.workers == 1 else [f"worker {number + 1}" for number in range(options.workers)]
+    announce = _announcer(options)
+
+    def poll() -> None:
+        check()
+        announce()
+
+    ended = supervise(
+        {"api": [*this, "api"], **{name: [*this, "worker"] for name in names}},
+        happened,
+        env=env | {"JOBSTREAM_REDIS_URL": url, "JOBSTREAM_REDIS_KIND": kind},
+        poll=poll,
+        stopping=_say_stopping,
+    )
+    if ended is None:
+        return Exit.OK
+    say(f"error: {_how(ended)}; everything is stopped")
+    return Exit.FAILED
+
+
+def _how(ended: Ended) -> str:
+    return f"{ended.name} has ended with exit code {ended.code}"
+
+
+def _say_stopping() -> None:
+    say("stopping: running jobs get a few seconds; Ctrl-C again to force")
+
+
+def _announcer(options: DevOptions) -> Callable[[], None]:
+    """Says once that the service is ready, as soon as it is and a worker has announced itself."""
+    announced = False
+
+    def announce() -> None:
+        nonlocal announced
+        if announced:
+            return
+        health = get_json(options.host, options.port, "/readyz?verbose=1")
+        if isinstance(health, dict) and health.get("workers"):
+            announced = True
+            say(f"ready   {options.url}   API reference: {options.url}/docs   Ctrl-C stops")
+
+    return announce
+
+
+def _environment(options: DevOptions, data: Path) -> dict[str, str]:
+    """What the processes are told. What people have set themselves, in the environment or in .env, wins."""
+    env = dict(os.environ)
+    env |= {"JOBSTREAM_DEV": "1", "JOBSTREAM_HOST": options.host, "JOBSTREAM_PORT": str(options.port)}
+    if "files_dir" not in FileSettings().model_fields_set:
+        env["JOBSTREAM_FILES_DIR"] = str(data / "files")
+    if "shutdown_seconds" not in WorkerSettings().model_fields_set:
+        env["JOBSTREAM_SHUTDOWN_SECONDS"] = RUNNING_JOBS_GET_SECONDS
+    return env

@@ -1,0 +1,68 @@
+"""API and worker in one process and one event loop, on a Redis that is only in its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+
+from jobstream.fake import FakeSource
+from jobstream_api.main import create_server
+from jobstream_api.settings import ApiSettings
+from jobstream_cli.exits import Exit
+from jobstream_workers.loader import add_working_directory
+from jobstream_workers.main import run_worker
+from jobstream_workers.settings import WorkerSettings
+
+logger = logging.getLogger("jobstream.dev")
+
+
+async def run(
+    api: ApiSettings, worker: WorkerSettings, *, poll: Callable[[], None], stopping: Callable[[], None]
+) -> int:
+    """Serve until SIGINT or SIGTERM (0; a second one forces), or until one of the two ends by itself (1).
+
+    `poll` is called in a thread, ten times a second; `stopping` once, when a signal has come.
+    """
+    logging.basicConfig(level=api.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+    add_working_directory()
+    source = FakeSource()
+    server = create_server(api, source)
+    # uvicorn would take the signals, and raise them again at its end.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    told, halt = asyncio.Event(), asyncio.Event()
+    parts = {
+        asyncio.create_task(server.serve(), name="api"),
+        asyncio.create_task(run_worker(worker, source, halt), name="worker"),
+    }
+
+    def on_signal() -> None:
+        if told.is_set():
+            for part in parts:
+                part.cancel()
+        told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    beside = {asyncio.create_task(told.wait()), asyncio.create_task(_keep_calling(poll))}
+    await asyncio.wait(parts | beside, return_when=asyncio.FIRST_COMPLETED)
+    if told.is_set():
+        stopping()
+    server.handle_exit(signal.SIGTERM, None)  # closes the event streams, too
+    halt.set()
+    await asyncio.wait(parts)
+    for task in beside:
+        task.cancel()
+    await asyncio.wait(beside)
+    for part in parts:
+        if not part.cancelled() and part.exception() is not None:
+            logger.error("the %s has failed", part.get_name(), exc_info=part.exception())
+    return Exit.OK if told.is_set() else Exit.FAILED
+
+
+async def _keep_calling(poll: Callable[[], None]) -> None:
+    while True:
+        await asyncio.to_thread(poll)
+        await asyncio.sleep(0.1)
