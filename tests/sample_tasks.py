@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -212,6 +213,19 @@ def process_spins(job: JobContext) -> None:
                 pass
         except BaseException:
             job.log("not now")
+
+
+@task(executor="process")
+def process_holds_the_gil(path: str = "/dev/stdout") -> None:
+    """Writes its process's id to `path`; from then on no other thread of it gets a turn."""
+    Path(path).write_text(f"[{os.getpid()}]\n")
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+@task(executor="process")
+def process_stdin() -> str:
+    """What can be read from standard input: nothing, at once."""
+    return sys.stdin.read()
 
 
 @task(executor="process")

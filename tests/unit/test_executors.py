@@ -158,6 +158,11 @@ async def test_a_task_may_have_another_name_than_its_function(executors: Executo
     assert await executors.run(execution(sample.process_double, {"number": 4})) == b"8"
 
 
+async def test_a_task_in_a_process_finds_standard_input_empty(executors: Executors) -> None:
+    async with asyncio.timeout(PATIENCE):
+        assert await executors.run(execution(sample.process_stdin)) == b'""'
+
+
 # What a process says
 
 
@@ -395,6 +400,15 @@ async def test_a_process_that_will_not_stop_is_killed_with_its_own_children(exec
     assert await executors.run(execution(sample.process_add, {"a": 1})) == b'{"total":2}'
 
 
+async def test_a_process_that_holds_the_gil_is_killed(executors: Executors, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    os.mkfifo(path)
+    running = asyncio.create_task(executors.run(execution(sample.process_holds_the_gil, {"path": str(path)})))
+    is_gone = gone(msgspec.json.decode(await asyncio.to_thread(path.read_text))[0])
+    await cancelled(running)
+    await is_gone()
+
+
 async def test_cancelling_twice_still_waits_for_the_end_of_the_process(executors: Executors) -> None:
     spoken = Spoken()
     running = asyncio.create_task(executors.run(execution(sample.process_spins, outbox=spoken.outbox)))
@@ -462,16 +476,18 @@ async def main():
     outbox = Outbox(tell)
     async with Executors(threads=1, processes=2, files=FileStore(Path("."))) as executors:
         await executors.run(Execution(sample_tasks.process_add, {"a": 1}, "j0", 1, 1, outbox, threading.Event()))
-        await executors.run(Execution(sample_tasks.process_spins, {}, "j1", 1, 1, outbox, threading.Event()))
+        task = getattr(sample_tasks, sys.argv[1])
+        await executors.run(Execution(task, {}, "j1", 1, 1, outbox, threading.Event()))
 
 asyncio.run(main())
 """
 
 
-async def test_no_process_outlives_a_worker_that_was_killed() -> None:
+@pytest.mark.parametrize("task", [sample.process_spins, sample.process_holds_the_gil], ids=lambda task: task.name)
+async def test_no_process_outlives_a_worker_that_was_killed(task: Task) -> None:
     root = Path(__file__).parents[2]
     worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", ORPHANING, stdout=asyncio.subprocess.PIPE, cwd=root
+        sys.executable, "-c", ORPHANING, task.name, stdout=asyncio.subprocess.PIPE, cwd=root
     )
     assert worker.stdout is not None
     async with asyncio.timeout(PATIENCE):

@@ -1,12 +1,13 @@
 """The child's side of a process pool: runs tasks in its main thread, one after the other, until its worker is gone.
 
 Three threads: the main one runs the task, so that a signal can interrupt it; one reads the socket, so that a stop or
-the worker's death is noticed whatever the task does; one sends what the task says, so that saying it never blocks.
+the worker's death is noticed while the task works; one sends what the task says, so that saying it never blocks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import queue
 import signal
@@ -163,10 +164,25 @@ class Child:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def die_with_the_writer_of(pipe: int) -> None:
+    """Have the kernel kill this process group as soon as nobody holds the pipe's other end (Linux; fcntl(2)).
+
+    The thread that reads the socket does the same, but it needs the GIL, and a task can hold that for ever: a regular
+    expression that never ends is enough.
+    """
+    if sys.platform == "linux":
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | fcntl.FASYNC)
+
+
 def main(arguments: list[str]) -> NoReturn:
-    """`python -m jobstream_workers.child SOCKET_FD FILES_ROOT SYS_PATH…`: started by a worker, never by hand."""
+    """`python -m jobstream_workers.child SOCKET_FD FILES_ROOT SYS_PATH…`, with a pipe from its worker as stdin."""
     descriptor, files, *path = arguments
     sys.path[:] = path
+    die_with_the_writer_of(os.dup(0))
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
     Child(socket.socket(fileno=int(descriptor)), FileStore(Path(files))).serve()
 
 

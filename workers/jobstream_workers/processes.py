@@ -121,7 +121,7 @@ class _Child:
                 self._process = subprocess.Popen(
                     # -P: the child's path is what it is told, from its first import on
                     [sys.executable, "-P", "-m", "jobstream_workers.child", *arguments],
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,  # nothing is written to it; see `die_with_the_writer_of`
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # a group of its own: what a task starts is killed with its child
                 )
@@ -153,6 +153,8 @@ class _Child:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         code = await asyncio.to_thread(self._process.wait)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         if self._talk is not None:
