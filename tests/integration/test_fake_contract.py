@@ -159,6 +159,18 @@ async def test_a_short_life_begins_before_it_ends(client: ArqRedis, command: str
     await until(lambda: client.exists("key"), 0)
 
 
+async def test_every_way_to_set_a_life_means_the_same(client: ArqRedis) -> None:
+    async with client.pipeline() as pipe:
+        pipe.set("a", "1", px=60_000)
+        pipe.psetex("b", 60_000, "1")
+        pipe.setex("c", 60, "1")
+        pipe.set("d", "1", ex=60)
+        for key in "abcd":
+            pipe.pttl(key)
+        left = (await pipe.execute())[4:]
+    assert max(left) - min(left) < 50, left
+
+
 async def test_an_overwritten_key_loses_its_expiry(client: ArqRedis) -> None:
     await client.psetex("key", 60_000, b"1")
     await client.set("key", b"2")

@@ -144,6 +144,13 @@ def test_a_starter_killed_by_kill_9_leaves_nobody_behind(script: str) -> None:
         output(process).read()  # ends when the last process that holds the pipe has ended
 
 
+def test_a_kill_9_of_the_starters_whole_group_leaves_nobody_behind() -> None:
+    with starter(SAYS_GOODBYE) as process:
+        assert b"ready\n" in {output(process).readline(), output(process).readline()}
+        os.killpg(process.pid, signal.SIGKILL)
+        assert output(process).read() == b"goodbye\n"
+
+
 def test_ctrl_c_reaches_the_starter_and_not_the_command() -> None:
     with starter(SAYS_GOODBYE) as process:
         assert b"ready\n" in {output(process).readline(), output(process).readline()}
