@@ -100,7 +100,9 @@ def gone(pid: int) -> Callable[[], Awaitable[None]]:
     async def wait() -> None:
         try:
             ready, _, _ = await asyncio.to_thread(select.select, [descriptor], [], [], PATIENCE)
-            assert ready, f"process {pid} still lives"
+            if not ready:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                pytest.fail(f"process {pid} outlived what it belongs to")
         finally:
             os.close(descriptor)
 
