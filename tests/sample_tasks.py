@@ -195,8 +195,8 @@ def process_dies(how: str) -> None:
 @task(executor="process")
 def process_sleeps(job: JobContext) -> None:
     """Sleeps in a system call; its `finally` speaks."""
-    job.log(str(os.getpid()))
     try:
+        job.log(str(os.getpid()))  # whoever reads it may interrupt at once
         time.sleep(600)
     finally:
         job.log("cleaned up")
@@ -206,9 +206,12 @@ def process_sleeps(job: JobContext) -> None:
 def process_spins(job: JobContext) -> None:
     """Cannot be asked: swallows every exception and goes on. Its own child is stubborn too."""
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    job.chunk([os.getpid(), grandchild.pid])
+    said = False
     while True:
         try:
+            if not said:
+                said = True
+                job.chunk([os.getpid(), grandchild.pid])  # whoever reads it may interrupt at once
             while True:
                 pass
         except BaseException:
