@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Generic, Literal, TypeVar, overload
 
 import msgspec
+from pydantic import BaseModel
 
 from jobstream.errors import JobCancelled
 from jobstream.files import FileStore
@@ -95,8 +96,8 @@ class JobContext:
         self._outbox.add("log", data)
 
     def chunk(self, data: object) -> None:
-        """Emit partial output: anything that JSON can say. Never dropped, never merged."""
-        self._outbox.add("chunk", msgspec.json.encode(data))
+        """Emit partial output: anything that JSON can say, pydantic models too. Never dropped, never merged."""
+        self._outbox.add("chunk", msgspec.json.encode(data, enc_hook=_encode_model))
 
     @overload
     def track(self, items: Iterable[T], total: float | None = None, message: str | None = None) -> Tracked[T]: ...
@@ -158,6 +159,12 @@ def _number(value: float) -> float | int:
     if isinstance(value, Integral) and -(1 << 63) <= value < 1 << 63:
         return int(value)
     return float(value)
+
+
+def _encode_model(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise NotImplementedError(f"{type(value).__name__} is not something that JSON can say")
 
 
 def _cut(message: str) -> str:

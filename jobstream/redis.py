@@ -139,13 +139,12 @@ class UrlSource:
         pool = aio_redis.BlockingConnectionPool.from_url(
             self._url, timeout=self._options["socket_timeout"], retry=_retry(), **self._options
         )
-        return ArqRedis(pool)
+        return cast(ArqRedis, ArqRedis.from_pool(pool))  # it owns the pool: aclose() closes the connections
 
     def subscriber(self) -> aio_redis.Redis:
         options = self._options | {"socket_timeout": None}
-        return cast(
-            aio_redis.Redis, aio_redis.Redis.from_url(self._url, retry=Retry(ExponentialBackoff(), 0), **options)
-        )
+        pool = aio_redis.ConnectionPool.from_url(self._url, retry=Retry(ExponentialBackoff(), 0), **options)
+        return aio_redis.Redis.from_pool(pool)
 
     def sync_client(self) -> sync_redis.Redis:
         retry = SyncRetry(ExponentialBackoff(cap=0.5, base=0.05), 2)

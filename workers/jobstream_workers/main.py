@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 
+from jobstream.cancellation import cancel
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_workers.loader import add_working_directory, load_tasks
 from jobstream_workers.settings import WorkerSettings
@@ -14,8 +16,12 @@ from jobstream_workers.worker import Worker
 logger = logging.getLogger("jobstream.worker")
 
 
-async def run_worker(settings: WorkerSettings, source: RedisSource, stop: asyncio.Event) -> None:
-    """Run a worker in this event loop until `stop` is set. Raises ConfigurationError for tasks that cannot load."""
+async def run_worker(settings: WorkerSettings, source: RedisSource, stop: asyncio.Event) -> int:
+    """Run a worker in this event loop until `stop` is set.
+
+    Gives the number of functions that did not end: Python waits for their threads for ever, unless the process ends by
+    `os._exit`. Raises ConfigurationError for tasks that cannot load.
+    """
     tasks = load_tasks(settings.task_modules)
     worker = Worker(source, tasks, settings)
     logger.info("worker %s: %s; %s", worker.id, ", ".join(sorted(tasks)), source.describe())
@@ -23,8 +29,9 @@ async def run_worker(settings: WorkerSettings, source: RedisSource, stop: asynci
     try:
         await worker.async_run()
     finally:
-        stopper.cancel()
+        await cancel(stopper)
         await worker.close()
+    return worker.stuck
 
 
 async def _stop_when(stop: asyncio.Event, worker: Worker) -> None:
@@ -46,7 +53,9 @@ async def _until_signalled(settings: WorkerSettings, source: RedisSource) -> Non
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await run_worker(settings, source, stop)
+    if await run_worker(settings, source, stop):
+        logging.shutdown()
+        os._exit(0)
 
 
 if __name__ == "__main__":

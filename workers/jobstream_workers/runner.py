@@ -157,7 +157,7 @@ class Runner:
             running.stop_reason = StopReason.CANCEL
         if running.stop_reason is not None:
             return None
-        loop, said = asyncio.get_running_loop(), asyncio.Event()
+        loop, said, ended = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
         def notify() -> None:
             with contextlib.suppress(RuntimeError):  # the loop has closed: the process is ending
@@ -175,14 +175,11 @@ class Runner:
         )
         limit = job.timeout or task.timeout
         running.execution = asyncio.create_task(self._execute(execution, limit), name=f"job-{job.id}")
-        reporter = asyncio.create_task(_report(outbox, said, writer, running), name=f"report-{job.id}")
-        try:
-            await asyncio.wait({running.execution})
-        finally:
-            reporter.cancel()
-            await asyncio.wait({reporter})
-        if running.stop_reason is not StopReason.LOST:
-            await writer.emit(outbox.take())
+        reporter = asyncio.create_task(_report(outbox, said, ended, writer, running), name=f"report-{job.id}")
+        await asyncio.wait({running.execution})
+        ended.set()
+        said.set()
+        await reporter  # never cancelled: it may hold the last words
         if running.execution.cancelled():
             return None
         return running.execution.result()
@@ -197,18 +194,26 @@ class Runner:
             raise TaskTimeout(f"timeout {limit:g} s") from None
 
 
-async def _report(outbox: Outbox, said: asyncio.Event, writer: AttemptWriter, running: RunningJob) -> None:
-    """Write what the job says, coalesced; a refused write means that the lease is lost."""
+async def _report(
+    outbox: Outbox, said: asyncio.Event, ended: asyncio.Event, writer: AttemptWriter, running: RunningJob
+) -> None:
+    """Write what the job says, coalesced, and its last words; a refused write means that the lease is lost."""
     while True:
         await said.wait()
         said.clear()
+        last = ended.is_set()  # read before the outbox: nothing is said after the end
         try:
-            if not await writer.emit(outbox.take()):
-                running.stop(StopReason.LOST)
-                return
+            held = await writer.emit(outbox.take())
         except Exception:
             logger.exception("job %s: progress not written", running.job.id)
-        await asyncio.sleep(WRITE_SECONDS)
+            held = True
+        if not held:
+            running.stop(StopReason.LOST)
+        if last or not held:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WRITE_SECONDS):
+                await ended.wait()
 
 
 def read_payload(job: ClaimedJob) -> Payload:

@@ -21,6 +21,7 @@ from arq.worker import func
 from redis.asyncio.client import PubSub
 
 from jobstream import catalogue, keys, store
+from jobstream.cancellation import cancel
 from jobstream.catalogue import WorkerInfo
 from jobstream.files import FileStore
 from jobstream.redis import RedisSource, is_unavailable
@@ -31,6 +32,7 @@ from jobstream_workers.executors import Executors
 from jobstream_workers.lease import LeaseKeeper, Verdict
 from jobstream_workers.runner import Runner, RunningJob, StopReason
 from jobstream_workers.settings import WorkerSettings
+from jobstream_workers.writer import AttemptWriter
 
 logger = logging.getLogger("jobstream.worker")
 
@@ -109,9 +111,7 @@ class Worker(ArqWorker):
                     await self._drain(settings.shutdown_seconds)
                 finally:
                     await self._release_all()
-                    for task in loops:
-                        task.cancel()
-                    await asyncio.gather(*loops, return_exceptions=True)
+                    await cancel(*loops)
                     with contextlib.suppress(Exception):  # the heartbeat expires by itself
                         await catalogue.part(self.pool, self.id)
 
@@ -241,8 +241,19 @@ class Worker(ArqWorker):
             await asyncio.wait(set(self.tasks.values()), timeout=seconds)
 
     async def _release_all(self) -> None:
-        """Stop what still runs and give it back. Functions in threads cannot be forced: they get a little time."""
+        """Stop what still runs and give it back. A function in a thread cannot be forced: its job goes without it."""
         for running in list(self._running.values()):
             running.stop(StopReason.SHUTDOWN)
         if self.tasks:
             await asyncio.wait(set(self.tasks.values()), timeout=self._settings.kill_seconds + 2)
+        for running in list(self._running.values()):
+            logger.warning("job %s: its function does not end; released without it", running.job.id)
+            running.stop(StopReason.LOST)
+            with contextlib.suppress(Exception):  # Redis is away: the lease ends by itself
+                async with asyncio.timeout(2):
+                    await AttemptWriter(self.pool, running.job).release()
+
+    @property
+    def stuck(self) -> int:
+        """How many functions still run after `main`: the process can only end by `os._exit`."""
+        return len(self._running)

@@ -1,0 +1,20 @@
+"""Ending asyncio tasks for certain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+AGAIN_SECONDS = 0.2
+
+
+async def cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel the tasks and return when all have ended; what they raise stays with them.
+
+    Asked again until it is heard: `asyncio.wait_for` before Python 3.12 swallows a cancellation that comes in the same
+    turn of the loop as its result (bugs.python.org/issue37658), and client libraries use it.
+    """
+    while waiting := {task for task in tasks if not task.done()}:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=AGAIN_SECONDS)
