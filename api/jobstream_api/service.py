@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from jobstream.catalogue import Announcement, find, read_catalogue, read_version
 from jobstream.errors import RedisUnavailable, UnknownTask
@@ -32,7 +32,7 @@ MISS_SECONDS = 0.2
 class TaskBook:
     """The catalogue as this process knows it, with a compiled validator per task; refreshed without a restart."""
 
-    def __init__(self, client: ArqRedis) -> None:
+    def __init__(self, client: Redis) -> None:
         self._client = client
         self._announced: dict[str, Announcement] = {}
         self._validators: dict[str, InputValidator] = {}
