@@ -22,7 +22,7 @@ from typing import IO
 
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL, unless told otherwise."""
-LEFTOVER_GRACE = 1.0
+LEFTOVER_GRACE = 0.5
 """Seconds that processes which a command leaves behind get between the two."""
 CANNOT_START = 127
 """The guard's exit code when there is no command to run, as a shell's."""
