@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, Literal, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -39,17 +40,19 @@ UNAVAILABLE = (
 )
 """Errors that pass by themselves when Redis is back (`ResponseError`s need `is_unavailable`)."""
 
-_PASSING_REPLIES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "OOM", "READONLY", "LOADING", "UNBLOCKED")
+_PASSING_REPLY = re.compile(r"(?:^|-)(?:MISCONF|NOREPLICAS|MASTERDOWN|OOM|READONLY|LOADING|UNBLOCKED|CLUSTERDOWN)\b")
+"""Error codes of Redis; before version 7 a script's error quotes them as `-CODE` in the middle."""
 
 
 def is_unavailable(error: BaseException) -> bool:
     """True when `error` says that Redis is away, full or read-only for the moment, not that a command was wrong."""
-    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
+    # On a Unix socket redis-py wraps a refused password in a ConnectionError.
+    refused = exceptions.AuthenticationError | exceptions.AuthorizationError
+    if isinstance(error, refused) or isinstance(error.__cause__, refused):
         return False
     if isinstance(error, UNAVAILABLE):
         return True
-    text = str(error)
-    return isinstance(error, exceptions.ResponseError) and any(reply in text for reply in _PASSING_REPLIES)
+    return isinstance(error, exceptions.ResponseError) and _PASSING_REPLY.search(str(error)) is not None
 
 
 class RedisSettings(BaseSettings):
@@ -147,7 +150,7 @@ class UrlSource:
         return aio_redis.Redis.from_pool(pool)
 
     def sync_client(self) -> sync_redis.Redis:
-        retry = SyncRetry(ExponentialBackoff(cap=0.5, base=0.05), 2)
+        retry = SyncRetry(ExponentialBackoff(cap=0.1, base=0.05), 1)
         return sync_redis.Redis.from_url(self._url, retry=retry, **self._options)
 
     def describe(self) -> str:
@@ -162,7 +165,8 @@ def masked(url: str) -> str:
 
 
 def _retry() -> Retry:
-    return Retry(ExponentialBackoff(cap=0.5, base=0.05), 3)
+    """Once more, at once: a connection that was closed under us. Whoever can wait longer decides that himself."""
+    return Retry(ExponentialBackoff(cap=0.1, base=0.05), 1)
 
 
 def _checked(url: str) -> str:
