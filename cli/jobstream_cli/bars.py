@@ -15,6 +15,7 @@ BAR_CELLS = 20
 WORD_CELLS = 9  # "cancelled"
 
 _GLYPHS = {
+    "waiting": "○.",
     "scheduled": "◷.",
     "queued": "○.",
     "running": "●>",
@@ -89,8 +90,8 @@ def _bar_line(view: JobView, name: str, columns: int, look: Look) -> str:
     colour = _COLOURS.get(view.word)
     glyphs = _GLYPHS.get(view.word, "?!")
     glyph = glyphs[0] if look.unicode else glyphs[1]
-    word = percent(view.progress) if view.status == JobStatus.RUNNING else ""
-    head = f"{name}  {_bar(view, look)}  {pad(word or view.word, WORD_CELLS)}"
+    word = f"{percent(view.progress):>4}" if view.status == JobStatus.RUNNING and percent(view.progress) else view.word
+    head = f"{name}  {_bar(view, look)}  {pad(word, WORD_CELLS)}"
     said = "  ".join(part for part in _remarks(view) if part)
     room = columns - 2 - cells(head) - 2
     if cells(said) > room:
@@ -105,7 +106,7 @@ def _remarks(view: JobView) -> list[str]:
     items = f"{len(progress.items)} item{'s' if len(progress.items) > 1 else ''}" if progress.items else ""
     if view.done:
         return [took(view), items, clean(view.message)]
-    return [left(progress), items or ("" if progress.percent else count(progress)), clean(view.message)]
+    return [left(progress), items or ("" if percent(progress) else count(progress)), clean(view.message)]
 
 
 def _bar(view: JobView, look: Look) -> str:

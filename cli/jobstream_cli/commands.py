@@ -6,8 +6,8 @@ import asyncio
 import json
 import sys
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -34,7 +34,7 @@ class Order:
 
     task: str
     input: dict[str, JsonValue]
-    files: Sequence[Path] = ()
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     queue: str | None = None
     tags: Sequence[str] = ()
     delay: float | None = None

@@ -24,7 +24,8 @@ from jobstream_cli.bars import duration
 from jobstream_cli.exits import Exit, worst
 from jobstream_cli.following import choose_display, follow
 from jobstream_cli.ports import base_url, get_json, next_free, why_not
-from jobstream_cli.supervise import GRACE
+from jobstream_cli.service import Service
+from jobstream_cli.supervise import GRACE, listening
 from jobstream_cli.views import JobView
 from jobstream_workers.tasks.fetch import Fetched
 from jobstream_workers.tasks.files import FileReport
@@ -39,8 +40,6 @@ LOG_LINES = 20
 PRIMES_UP_TO = 1_000_000_000
 PIECE, PIECES, PAUSE = 64 * 1024, 40, 0.08
 """The slow page of the demo: bytes at a time, how often, seconds between."""
-
-TASKS = ("words", "files", "primes", "fetch")
 
 _SENTENCES = """\
 A ticket is handed out at once, and the work begins when a hand is free.
@@ -70,6 +69,8 @@ def run(*, port: int | None, keep: bool) -> int:
         say(f"Port {FIRST_PORT} is taken, so this runs on {chosen}.")
     with tempfile.TemporaryDirectory(prefix="jobstream-demo-") as directory:
         stack = _start_stack(chosen, Path(directory))
+        if stack is None:
+            return Exit.DETACHED
         try:
             return asyncio.run(_show(stack, chosen, Path(directory), keep=keep))
         except StackFailed as error:
@@ -87,8 +88,8 @@ def say(text: str = "") -> None:
     click.echo(text)
 
 
-def _start_stack(port: int, directory: Path) -> GuardedProcess:
-    """`jobstream dev` with data of its own, in a process of its own, which ends when this one does."""
+def _start_stack(port: int, directory: Path) -> GuardedProcess | None:
+    """`jobstream dev` with data of its own, in a process that ends when this one does; None after Ctrl-C."""
     env = os.environ | {
         "JOBSTREAM_DEV_REDIS": os.environ.get("JOBSTREAM_DEV_REDIS") or "own",
         "JOBSTREAM_DATA_DIR": str(directory),
@@ -98,14 +99,18 @@ def _start_stack(port: int, directory: Path) -> GuardedProcess:
         "JOBSTREAM_FETCH_ALLOW": f"{HOST}/32",
         "JOBSTREAM_SHUTDOWN_SECONDS": "1",
     }
-    with _log(directory).open("wb") as log:
-        return start_guarded(
-            [sys.executable, "-m", "jobstream_cli", "dev", "--host", HOST, "--port", str(port)],
-            env=env,
-            grace=GRACE + 5,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    argv = [sys.executable, "-m", "jobstream_cli", "dev", "--host", HOST, "--port", str(port)]
+    with listening() as happened, _log(directory).open("wb") as log:
+        try:
+            stack = start_guarded(argv, env=env, grace=GRACE + 5, stdout=log, stderr=subprocess.STDOUT)
+        except OSError:
+            if happened.empty():
+                raise
+            return None
+        if happened.empty():
+            return stack
+        stack.stop()
+        return None
 
 
 def _stop(stack: GuardedProcess) -> None:
@@ -136,7 +141,7 @@ async def _show(stack: GuardedProcess, port: int, directory: Path, *, keep: bool
                 say(f"  {task:7} {await _result_line(jobs[task], view)}")
         except ClientError as error:
             raise StackFailed(str(error)) from error
-    _say_what_to_try(url, jobs["primes"].id, keep=keep)
+    _say_what_to_try(port, jobs["primes"].id, keep=keep)
     if keep:
         await _until_ended(stack)
     return Exit.OK if worst(view.exit for view in views) == Exit.OK else Exit.FAILED
@@ -213,8 +218,8 @@ async def _slow_page() -> AsyncIterator[str]:
                 writer.write(b"." * PIECE)
                 await writer.drain()
                 await asyncio.sleep(PAUSE)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the fetch was given up, or the demo was; asyncio would print the latter as an error of ours
         finally:
             writer.close()
 
@@ -232,15 +237,14 @@ async def _result_line(job: JobHandle, view: JobView) -> str:
 
 def _words(result: JsonValue) -> str:
     found = WordCount.model_validate(result)
-    common = ", ".join(f"{entry.word} {entry.count:,}×" for entry in found.most_common)
-    return f"{found.words:,} words in {found.lines:,} lines, {found.unique} different ({common})"
+    common = ", ".join(entry.word for entry in found.most_common)
+    return f"{found.words:,} words, {found.unique} different ones, most often: {common}"
 
 
 def _files(result: JsonValue) -> str:
     reports = TypeAdapter(list[FileReport]).validate_python(result)
     intact = "all as they were sent" if all(report.intact for report in reports) else "NOT as they were sent"
-    names = ", ".join(f"{report.name} {report.sha256[:6]}…" for report in reports)
-    return f"{intact} ({names})"
+    return f"{len(reports)} files, {sum(report.size for report in reports) / 1e6:.1f} MB, {intact}"
 
 
 def _primes(result: JsonValue) -> str:
@@ -265,23 +269,25 @@ def _say_redis(directory: Path) -> None:
     """The lines that `jobstream dev` says about its Redis: what it is, and what that means for the jobs."""
     for line in _log(directory).read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith(("redis ", "warning ")):
-            say(line)
+            say(line.partition(", data in ")[0])
 
 
-def _say_what_to_try(url: str, job_id: str, *, keep: bool) -> None:
+def _say_what_to_try(port: int, job_id: str, *, keep: bool) -> None:
+    url = base_url(HOST, port)
+    dev = "jobstream dev" if port == FIRST_PORT else f"jobstream dev --port {port}"
     say(f"""
-One job has three faces
+One job has three faces{":" if keep else "; `jobstream demo --keep` leaves them up for a visit:"}
 
-  monitor {url}/jobs/{job_id}
-  result  {url}/primes/{job_id}
-  events  {url}/jobs/{job_id}/events
-  docs    {url}/docs
-""")
-    say("It keeps running; Ctrl-C stops it. In another terminal:" if keep else "Try it: `jobstream dev`, and then")
-    say(f"""
+  monitor  {url}/jobs/{job_id}
+  result   {url}/primes/{job_id}
+  events   {url}/jobs/{job_id}/events
+  docs     {url}/docs
+
+{"It keeps running; Ctrl-C stops it. In another terminal:" if keep else f"Run `{dev}`, and in another terminal:"}
+
   curl -i {url}/words --json '{{"text": "to be or not to be"}}'
   curl -N {url}/jobs/<id>/events
-  jobstream --url {url} submit primes limit:=500000000 --watch
+  {Service(url).command} submit primes limit:=500000000 --watch
 """)
 
 

@@ -54,12 +54,16 @@ def run(options: DevOptions) -> int:
     if (reason := why_not(options.host, options.port)) is not None:
         say(f"error: port {options.port} on {options.host} cannot be used: {reason}. Choose another with --port.")
         return Exit.USAGE
-    try:
-        with listening() as happened:
+    with listening() as happened:
+        try:
             return _on_some_redis(options, happened)
-    except ConfigurationError as error:
-        say(f"error: {error}")
-        return Exit.USAGE
+        except ConfigurationError as error:
+            say(f"error: {error}")
+            return Exit.USAGE
+        except OSError:
+            if happened.empty():
+                raise
+            return Exit.OK  # Ctrl-C also hit a process that was just being made, before it had a session of its own
 
 
 def say(text: str) -> None:
@@ -78,7 +82,7 @@ def _on_some_redis(options: DevOptions, happened: SimpleQueue[Happening]) -> int
         return _on_child(options, env, program, data, happened)
     if options.redis == "server":
         raise ConfigurationError("there is no valkey-server or redis-server (6.2 or later) on PATH")
-    return _on_fake(options, env)
+    return _on_fake(options, env, happened)
 
 
 def _on_url(options: DevOptions, env: dict[str, str], url: str, happened: SimpleQueue[Happening]) -> int:
@@ -104,19 +108,20 @@ def _on_child(
             return Exit.FAILED
 
 
-def _on_fake(options: DevOptions, env: dict[str, str]) -> int:
+def _on_fake(options: DevOptions, env: dict[str, str], happened: SimpleQueue[Happening]) -> int:
     """All in this process: the data have no other home."""
     from jobstream_api.settings import ApiSettings
     from jobstream_cli import together
 
-    say("redis   fakeredis: no redis-server or valkey-server is used")
-    say("warning EVERYTHING IS GONE AT EXIT. For a first look and for tests only; install redis-server to keep jobs.")
+    say("redis   fakeredis, in the memory of this process")
+    say("warning EVERYTHING IS GONE AT EXIT. Good for a first look and for tests;")
+    say("warning to keep jobs, install redis-server or valkey-server, or set JOBSTREAM_REDIS_URL.")
     if options.workers > 1:
         say("        --workers has no effect: API and worker share this process")
     os.environ.update(env)
     # redis_url: one in .env would be another one than the service is on
     api, worker = ApiSettings(redis_kind="fake"), WorkerSettings(redis_kind="fake")
-    return asyncio.run(together.run(api, worker, poll=_announcer(options), stopping=_say_stopping))
+    return asyncio.run(together.run(api, worker, happened, poll=_announcer(options), stopping=_say_stopping))
 
 
 def _processes(
@@ -176,7 +181,7 @@ def _announcer(options: DevOptions) -> Callable[[], None]:
 def _environment(options: DevOptions, data: Path) -> dict[str, str]:
     """What the processes are told. What people have set themselves, in the environment or in .env, wins."""
     env = dict(os.environ)
-    env |= {"JOBSTREAM_DEV": "1", "JOBSTREAM_HOST": options.host, "JOBSTREAM_PORT": str(options.port)}
+    env |= {"JOBSTREAM_HOST": options.host, "JOBSTREAM_PORT": str(options.port)}
     if "files_dir" not in FileSettings().model_fields_set:
         env["JOBSTREAM_FILES_DIR"] = str(data / "files")
     if "shutdown_seconds" not in WorkerSettings().model_fields_set:

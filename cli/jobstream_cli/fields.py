@@ -1,4 +1,4 @@
-"""Arguments as input: `key=text`, `key:=json`, `key=@file`, `key:=@file.json`, `@object.json`, `-`."""
+"""Arguments as input: `key=text`, `key:=json`, `key=@file`, `key:=@file.json`, `@object.json`, `-`; and as uploads."""
 
 from __future__ import annotations
 
@@ -26,6 +26,19 @@ def parse_fields(arguments: Iterable[str]) -> dict[str, JsonValue]:
             found[match["key"]] = _value(match["sign"], match["value"], argument)
         else:
             raise click.UsageError(f"{argument!r} is neither key=text, key:=json, key=@file, @object.json nor -")
+    return found
+
+
+def parse_files(arguments: Iterable[str]) -> dict[str, list[Path]]:
+    """The uploads by field: `PATH` for the field `files`, or `FIELD=PATH`. Raises click.UsageError."""
+    found: dict[str, list[Path]] = {}
+    for argument in arguments:
+        name, sign, path = argument.partition("=")
+        if not sign or Path(argument).exists():
+            name, path = "files", argument
+        if not Path(path).is_file():
+            raise click.UsageError(f"{path}: no such file")
+        found.setdefault(name, []).append(Path(path))
     return found
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import click
@@ -103,8 +102,8 @@ def worker() -> None:
     "--file",
     "files",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Upload a file; may be repeated.",
+    metavar="[FIELD=]PATH",
+    help="Upload a file, to the field `files` unless another is named; may be repeated.",
 )
 @click.option("--queue", help="The queue, if not the task's own.")
 @click.option("--tag", "tags", multiple=True, help="A tag to find the job by; may be repeated.")
@@ -119,7 +118,7 @@ def submit(
     service: Service,
     task: str,
     fields: tuple[str, ...],
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     queue: str | None,
     tags: tuple[str, ...],
     delay: float | None,
@@ -137,9 +136,9 @@ def submit(
     jobstream submit files --file a.csv --file b.csv --wait
     """
     from jobstream_cli import commands
-    from jobstream_cli.fields import parse_fields
+    from jobstream_cli.fields import parse_fields, parse_files
 
-    order = commands.Order(task, parse_fields(fields), files, queue=queue, tags=tags, delay=delay, key=key)
+    order = commands.Order(task, parse_fields(fields), parse_files(files), queue=queue, tags=tags, delay=delay, key=key)
     follow: commands.Follow = "watch" if watch else "wait" if wait else "no"
     _run(commands.submit(service, order, follow=follow, timeout=timeout, as_json=as_json))
 

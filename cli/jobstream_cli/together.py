@@ -7,11 +7,13 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
+from queue import SimpleQueue
 
 from jobstream.fake import FakeSource
 from jobstream_api.main import create_server
 from jobstream_api.settings import ApiSettings
 from jobstream_cli.exits import Exit
+from jobstream_cli.supervise import STOP_SIGNALS, Happening
 from jobstream_workers.loader import add_working_directory
 from jobstream_workers.main import run_worker
 from jobstream_workers.settings import WorkerSettings
@@ -20,11 +22,17 @@ logger = logging.getLogger("jobstream.dev")
 
 
 async def run(
-    api: ApiSettings, worker: WorkerSettings, *, poll: Callable[[], None], stopping: Callable[[], None]
+    api: ApiSettings,
+    worker: WorkerSettings,
+    happened: SimpleQueue[Happening],
+    *,
+    poll: Callable[[], None],
+    stopping: Callable[[], None],
 ) -> int:
     """Serve until SIGINT or SIGTERM (0; a second one forces), or until one of the two ends by itself (1).
 
-    `poll` is called in a thread, ten times a second; `stopping` once, when a signal has come.
+    `happened` holds the signals of before. `poll` is called in a thread, ten times a second; `stopping` once, when a
+    signal has come.
     """
     logging.basicConfig(level=api.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
     add_working_directory()
@@ -44,8 +52,10 @@ async def run(
                 part.cancel()
         told.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    if not happened.empty():
+        on_signal()
     beside = {asyncio.create_task(told.wait()), asyncio.create_task(_keep_calling(poll))}
     await asyncio.wait(parts | beside, return_when=asyncio.FIRST_COMPLETED)
     if told.is_set():

@@ -152,7 +152,7 @@ def running(**progress: object) -> JobView:
 def test_a_running_job_shows_bar_percent_eta_items_and_message() -> None:
     view = running(current=50, total=100, percent=50.0, message="chapter 3", eta_s=41.0, items=["a", "b"])
     (line,) = bar_lines([view], columns=80, look=UNICODE)
-    assert line == "● words  ━━━━━━━━━━──────────  50%        ~41 s left  2 items  chapter 3"
+    assert line == "● words  ━━━━━━━━━━──────────   50%       ~41 s left  2 items  chapter 3"
 
 
 def test_an_unknown_total_shows_the_count() -> None:

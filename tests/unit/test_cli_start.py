@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from pydantic import JsonValue
 
 from jobstream_cli.exits import Exit, worst
-from jobstream_cli.fields import parse_fields
+from jobstream_cli.fields import parse_fields, parse_files
 from jobstream_cli.main import cli
 
 HEAVY = "fastapi httpx2 uvicorn arq starlette redis".split()
@@ -68,6 +68,19 @@ def test_files_and_stdin_fill_fields_and_whole_objects(tmp_path: Path, monkeypat
     with Path("object.json").open() as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         assert parse_fields(["-"]) == {"a": 1, "b": 2}
+
+
+def test_uploads_go_to_the_field_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "odd=name.txt"):
+        Path(name).touch()
+    assert parse_files(["a.txt", "document=b.txt", "odd=name.txt"]) == {
+        "files": [Path("a.txt"), Path("odd=name.txt")],
+        "document": [Path("b.txt")],
+    }
+    for argument in ("missing.txt", "document=missing.txt", "."):
+        with pytest.raises(click.UsageError):
+            parse_files([argument])
 
 
 @pytest.mark.parametrize("argument", ["word", "a:=nonsense", "a=@missing.txt", "@missing.json", "=value", "a@b"])
