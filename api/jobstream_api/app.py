@@ -43,6 +43,7 @@ def create_router(service: Service) -> APIRouter:
     router = APIRouter(route_class=ProblemRoute, lifespan=lifespan)
     for resource in (health, tasks, jobs, events, results):  # results last: its routes match any name
         resource.add_routes(router, service)
+    problems.name_allowed_methods(router)
     return router
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from jobstream.errors import FieldError, InvalidParameter, JobstreamError, MalformedBody, RedisUnavailable
 from jobstream.problem import problem
@@ -50,6 +52,17 @@ def respond(error: Exception, request: Request) -> Response:
 class ProblemRoute(APIRoute):
     """A route that answers its own errors, so that a router in somebody else's app does not depend on the app's."""
 
+    allowed: frozenset[str] = frozenset()
+    """The methods of all routes of this path; see `name_allowed_methods`."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Starlette's own 405 would name only the methods of this one route."""
+        if scope["method"] in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        refusal = HTTPException(405, headers={"Allow": ", ".join(sorted(self.allowed))})
+        await respond_http(refusal, Request(scope))(scope, receive, send)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
@@ -74,7 +87,20 @@ def respond_http(error: HTTPException, request: Request) -> Response:
         "detail": str(error.detail or title),
         "code": title.lower().replace(" ", "-"),
     }
-    return problem_response(members, instance=request.url.path, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers.setdefault("Allow", "GET, HEAD")  # static files: Starlette names none
+    return problem_response(members, instance=request.url.path, headers=headers)
+
+
+def name_allowed_methods(router: APIRouter) -> None:
+    """Tell each route what the others of its path allow (RFC 9110, section 10.2.1). Call it after the last route."""
+    methods: defaultdict[str, set[str]] = defaultdict(set)
+    routes = [route for route in router.routes if isinstance(route, ProblemRoute)]
+    for route in routes:
+        methods[route.path].update(route.methods or ())
+    for route in routes:
+        route.allowed = frozenset(methods[route.path])
 
 
 def install(app: FastAPI) -> None:

@@ -7,17 +7,29 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
+from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from jobstream.errors import JobGone, JobNotFound
 from jobstream.job import Job, JobStatus, job_from_record, new_job_id
 from jobstream.queue import SubmitOptions
 from jobstream.store import read_record
+from jobstream.task import RESERVED_NAMES
 from jobstream_api.body import BodyReader
 from jobstream_api.problems import problem_response
 from jobstream_api.routes.jobs import purged
 from jobstream_api.service import Service
 from jobstream_api.wire import accepted, accepts_html, job_response, monitor_link
+
+
+class TaskConvertor(StringConvertor):
+    """A path segment that may be a task's name: none that the service keeps for itself, and no file name."""
+
+    regex = rf"(?!(?:{'|'.join(sorted(RESERVED_NAMES))})(?:/|$))[^/.]+"
+
+
+register_url_convertor("task", TaskConvertor())
 
 
 class SubmitQuery(BaseModel):
@@ -41,10 +53,10 @@ class SubmitQuery(BaseModel):
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
-    """The routes of every task. They match any first segment: add them after all others."""
+    """The routes of every task. They match almost any first segment: add them after all others."""
 
     # Documented per task, with types, by jobstream_api.openapi.
-    @router.post("/{task}", include_in_schema=False)
+    @router.post("/{task:task}", include_in_schema=False)
     async def submit(task: str, request: Request, query: Annotated[SubmitQuery, Query()]) -> Response:
         validator = await service.tasks.validator(task)
         announced = validator.task
@@ -68,7 +80,12 @@ def add_routes(router: APIRouter, service: Service) -> None:
             raise
         return accepted(job, request, status=303 if accepts_html(request) else announced.accepted_status)
 
-    @router.get("/{task}/{job_id}", include_in_schema=False)
+    @router.api_route("/{task:task}", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def only_post(task: str) -> Response:
+        await service.tasks.validator(task)  # what is no task is 404, whatever the method
+        raise HTTPException(405, headers={"Allow": "POST"})
+
+    @router.get("/{task:task}/{job_id}", include_in_schema=False)
     async def result(task: str, job_id: str) -> Response:
         record = await read_record(service.client, job_id)
         job = job_from_record(record, prefix=service.prefix) if record else await service.queue.get(job_id)
@@ -82,7 +99,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
             return problem_response(job.error.model_dump(), instance=job.links.result, headers=link)
         return Response(record[b"result"] if record else b"null", media_type="application/json", headers=link)
 
-    @router.delete("/{task}/{job_id}", include_in_schema=False)
+    @router.delete("/{task:task}/{job_id}", include_in_schema=False)
     async def purge(task: str, job_id: str) -> Response:
         _check_task(await service.queue.get(job_id), task)
         return purged(await service.queue.purge(job_id), service)

@@ -1,0 +1,129 @@
+"""A service for tests: API and worker as real processes on a real Redis, or both in one on fakeredis."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+
+from jobstream.guard import GuardedProcess, start_guarded
+
+ROOT = Path(__file__).parents[2]
+TASKS = "jobstream_workers.tasks,tests.acceptance.acceptance_tasks"
+HEARTBEAT_SECONDS = 0.2
+MAX_BODY_BYTES = 200_000
+MAX_FILE_BYTES = 300_000
+MAX_FILES = 4
+PATIENCE = 20.0
+
+
+class Service:
+    """Starts processes in `directory`; whatever still runs is ended by `close`."""
+
+    def __init__(self, directory: Path, *, redis_url: str | None) -> None:
+        self.redis_url = redis_url
+        self.files = directory / "files"
+        self.log = directory / "log"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._directory = directory
+        self._processes: list[GuardedProcess] = []
+
+    def start(self) -> None:
+        """Start API and worker; return when the worker's tasks are known."""
+        if self.redis_url is None:
+            self._start("-m", "jobstream_cli", "dev", "--redis", "fake", "--port", str(self.port))
+        else:
+            self.start_api()
+            self.start_worker()
+        self.wait_until(lambda: self._workers() > 0, "no worker has announced itself")
+
+    def start_api(self, **settings: str) -> GuardedProcess:
+        """Another API process at the same address: the one before must have ended."""
+        api = self._start("-m", "jobstream_api.main", **settings)
+        self.wait_until(lambda: self._answers("/livez"), "the API does not answer")
+        return api
+
+    def start_worker(self, tasks: str = TASKS) -> GuardedProcess:
+        """A worker process with the tasks of these modules."""
+        return self._start("-m", "jobstream_workers.main", JOBSTREAM_TASKS=tasks)
+
+    def wait_until(self, condition: Callable[[], bool], otherwise: str) -> None:
+        """For what only the outside of a process shows: its start."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > deadline or self._processes[-1].poll() is not None:
+                raise AssertionError(f"{otherwise}; the end of the log:\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.02)
+
+    def stored_files(self) -> set[str]:
+        """Paths of all uploads, and of directories that were made for them."""
+        return {str(path.relative_to(self.files)) for path in self.files.rglob("*")}
+
+    def close(self) -> None:
+        """End all processes, all at once."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.stop(timeout=15)
+
+    def _start(self, *arguments: str, **settings: str) -> GuardedProcess:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("JOBSTREAM_")}
+        env |= {
+            "PYTHONPATH": str(ROOT),
+            "JOBSTREAM_PORT": str(self.port),
+            "JOBSTREAM_FILES_DIR": str(self.files),
+            "JOBSTREAM_TASKS": TASKS,
+            "JOBSTREAM_PROCESSES": "1",
+            "JOBSTREAM_MAX_JOBS": "20",
+            "JOBSTREAM_KILL_SECONDS": "0.5",
+            "JOBSTREAM_SHUTDOWN_SECONDS": "0",
+            "JOBSTREAM_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
+            "JOBSTREAM_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
+            "JOBSTREAM_MAX_FILE_BYTES": str(MAX_FILE_BYTES),
+            "JOBSTREAM_MAX_FILES": str(MAX_FILES),
+        }
+        if self.redis_url is not None:
+            env["JOBSTREAM_REDIS_URL"] = self.redis_url
+        with self.log.open("ab") as log:
+            process = start_guarded(
+                [sys.executable, *arguments], env=env | settings, stdout=log, stderr=log, cwd=self._directory
+            )
+        self._processes.append(process)
+        return process
+
+    def _workers(self) -> int:
+        with contextlib.suppress(httpx2.TransportError):
+            response = httpx2.get(f"{self.url}/readyz?verbose=1")
+            return int(response.json()["workers"]) if response.status_code == 200 else 0
+        return 0
+
+    def _answers(self, path: str) -> bool:
+        with contextlib.suppress(httpx2.TransportError):
+            return httpx2.get(self.url + path).is_success
+        return False
+
+
+@contextlib.contextmanager
+def running(directory: Path, *, redis_url: str | None) -> Iterator[Service]:
+    """A service that has started, until the block ends."""
+    service = Service(directory, redis_url=redis_url)
+    try:
+        service.start()
+        yield service
+    finally:
+        service.close()
+
+
+def free_port() -> int:
+    """A port that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
