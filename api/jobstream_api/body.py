@@ -14,7 +14,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from jobstream.errors import FieldError, InvalidInput, MalformedBody, PayloadTooLarge, UnsupportedMediaType
-from jobstream.files import FileStore, FileWriter
+from jobstream.files import FileStore
 from jobstream.task import json_pointer
 from jobstream_api.settings import ApiSettings
 from jobstream_api.validation import InputValidator
@@ -93,44 +93,44 @@ class BodyReader:
             raise MalformedBody("multipart/form-data needs a boundary")
         form = Form(self.validator)
         stored: dict[str, list[dict[str, Any]]] = {}
-        file_fields = self.validator.task.file_fields
-        text_bytes = count = 0
-        async for part in _parts(self.request, boundary):
+        room, count = self.settings.max_body_bytes, 0
+        async for part in _parts(self.request, boundary, at_most=_FIELDS_MAX + self.settings.max_files):
             if part.file_name is None:
-                value = bytearray()
-                async for piece in part.pieces:
-                    value += piece
-                    text_bytes += len(piece)
-                    if text_bytes > self.settings.max_body_bytes:
-                        raise PayloadTooLarge(f"The form's fields may hold {self.settings.max_body_bytes} bytes")
-                try:
-                    form.add(part.name, value.decode())
-                except UnicodeDecodeError:
-                    raise MalformedBody(f"The field {part.name[:64]!r} is not UTF-8") from None
-                continue
-            if part.file_name == "" and not [piece async for piece in part.pieces]:
-                continue  # what a browser sends for a file input that was left empty
-            if part.name not in file_fields:
-                known = ", ".join(file_fields) or "none"
-                raise InvalidInput(
-                    f"The task takes no files in {part.name[:64]!r}; file fields: {known}",
-                    errors=[FieldError(pointer=json_pointer([part.name]), detail="no file field")],
-                )
-            count += 1
-            if count > self.settings.max_files:
-                raise PayloadTooLarge(f"A job may have {self.settings.max_files} files")
-            writer = self.files.create(self.job_id, count, name=part.file_name, content_type=part.content_type)
-            async with writer:
-                await self._store(part, writer)
-            stored.setdefault(part.name, []).append(writer.file.model_dump())
+                value = await self._text(part, room)
+                room -= len(value)
+                form.add(part.name, _decoded(part.name, value))
+            elif part.file_name == "":
+                await _skip_empty(part)
+            else:
+                count += 1
+                stored.setdefault(part.name, []).append(await self._store(part, count))
         return form.data | {name: self._file_value(name, files) for name, files in stored.items()}
 
-    async def _store(self, part: Part, writer: FileWriter) -> None:
-        limit = self.settings.max_file_bytes
+    async def _text(self, part: Part, room: int) -> bytes:
+        value = bytearray()
         async for piece in part.pieces:
-            if writer.size + len(piece) > limit:
-                raise PayloadTooLarge(f"A file may hold {limit} bytes")
-            await writer.write(piece)
+            value += piece
+            if len(value) > room:
+                raise PayloadTooLarge(f"The form's fields may hold {self.settings.max_body_bytes} bytes")
+        return bytes(value)
+
+    async def _store(self, part: Part, number: int) -> dict[str, Any]:
+        file_fields, limit = self.validator.task.file_fields, self.settings.max_file_bytes
+        if part.name not in file_fields:
+            known = ", ".join(file_fields) or "none"
+            raise InvalidInput(
+                f"The task takes no files in {part.name[:64]!r}; file fields: {known}",
+                errors=[FieldError(pointer=json_pointer([part.name]), detail="no file field")],
+            )
+        if number > self.settings.max_files:
+            raise PayloadTooLarge(f"A job may have {self.settings.max_files} files")
+        writer = self.files.create(self.job_id, number, name=part.file_name or "", content_type=part.content_type)
+        async with writer:
+            async for piece in part.pieces:
+                if writer.size + len(piece) > limit:
+                    raise PayloadTooLarge(f"A file may hold {limit} bytes")
+                await writer.write(piece)
+        return writer.file.model_dump()
 
     def _file_value(self, name: str, files: list[dict[str, Any]]) -> Any:
         if takes_many(self.validator.properties[name]):
@@ -148,6 +148,20 @@ def _refuse_if_longer(request: Request, limit: int) -> None:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise PayloadTooLarge(f"The body may hold {limit} bytes")
+
+
+async def _skip_empty(part: Part) -> None:
+    """What a browser sends for a file input that was left empty: a file without a name and without content."""
+    async for piece in part.pieces:
+        if piece:
+            raise MalformedBody(f"The file in {part.name[:64]!r} has no name")
+
+
+def _decoded(name: str, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise MalformedBody(f"The field {name[:64]!r} is not UTF-8") from None
 
 
 class Form:
@@ -231,12 +245,15 @@ def _callbacks(seen: list[tuple[str, bytes]]) -> Any:
     }
 
 
-async def _parts(request: Request, boundary: bytes) -> AsyncIterator[Part]:
+async def _parts(request: Request, boundary: bytes, *, at_most: int) -> AsyncIterator[Part]:
     """The parts of a multipart/form-data body (RFC 7578), streamed: memory holds one network read at most."""
     stream = _multipart_events(request, boundary)
-    finished = False
+    finished, count = False, 0
     async for kind, value in stream:
         if kind == "headers":
+            count += 1
+            if count > at_most:
+                raise PayloadTooLarge(f"A form may have {at_most} parts")
             part = _part(value, stream)
             yield part
             async for _ in part.pieces:  # what the consumer left unread

@@ -191,7 +191,7 @@ async def raw(url: str, request: bytes, *, half_close: bool = False) -> httpx2.R
             head = await reader.readuntil(b"\r\n\r\n")
             status, *lines = head.decode("latin-1").rstrip().split("\r\n")
             headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
-            length = dict((name.lower(), value) for name, value in headers).get("content-length")
+            length = {name.lower(): value for name, value in headers}.get("content-length")
             body = await (reader.readexactly(int(length)) if length else reader.read())
     finally:
         writer.close()
