@@ -17,9 +17,9 @@ from pydantic import JsonValue
 
 from jobstream.client import Client, ClientError
 from jobstream.job import Job, JobStatus
-from jobstream_cli.bars import count, duration, left, percent
+from jobstream_cli.bars import count, duration, left, percent, plain_line
 from jobstream_cli.exits import Exit, worst
-from jobstream_cli.following import Display, Ndjson, Silent, choose_display, follow
+from jobstream_cli.following import Display, Lines, Ndjson, Silent, choose_display, follow
 from jobstream_cli.screen import clean, look_of, pad
 from jobstream_cli.service import Service
 from jobstream_cli.views import JobView, exit_of
@@ -131,10 +131,10 @@ async def _follow(
         raise
     if any(not view.done for view in views):
         _say_how_to_return(service, views, "time is over")
-    if isinstance(display, Silent):
+    if not isinstance(display, Lines | Ndjson):  # those have said it
         for view in views:
             if view.done and view.exit:
-                click.echo(clean(f"{view.word}: {view.message}" if view.message else view.word), err=True)
+                click.echo(plain_line(view), err=True)  # whole, where a bar had no room
 
 
 def _say_how_to_return(service: Service, views: Sequence[JobView], why: str) -> None:

@@ -39,6 +39,8 @@ async def follow(client: Client, views: Sequence[JobView], display: Display, *, 
                 group.create_task(_follow(client, view, display))
     except TimeoutError:
         pass  # the views say which jobs are not done
+    except ExceptionGroup as group:  # whoever read our pipe has gone: click knows that error, but not in a group
+        raise group.exceptions[0] from None
     finally:
         clock.cancel()
         display.close()

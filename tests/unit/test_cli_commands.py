@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -203,6 +205,40 @@ def test_ctrl_c_detaches_from_the_jobs_and_says_how_to_return(service: StubServi
     assert said.rstrip().endswith(f"jobstream --url {service.url} watch j1")
     assert "Traceback" not in said
     assert not service.seen("POST", "/jobs/j1/cancel")
+
+
+def test_on_a_terminal_watch_draws_bars_and_a_failure_in_full(service: StubService) -> None:
+    reason = "a very long reason that no bar has room for, because it goes on and on until the very end"
+    scripted(service, "j1", "failed", error=error(reason))
+    terminal, theirs = pty.openpty()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "jobstream_cli", "--url", service.url, "watch", "j1"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"},
+    )
+    os.close(theirs)
+    out, _ = watching.communicate(timeout=10)
+    said = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert (watching.returncode, out) == (1, b"")
+    *bars, last = said.splitlines()
+    assert "\x1b[31m✕\x1b[0m words" in bars[-1]
+    assert "━" in bars[-1]
+    assert last == f"words j1 failed: {reason}"
+
+
+def test_a_reader_that_leaves_the_pipe_gets_no_traceback(service: StubService) -> None:
+    scripted(service, "j1", "succeeded")
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "jobstream_cli", "--url", service.url, "watch", "--json", "j1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert watching.stdout is not None
+    watching.stdout.close()
+    _, said = watching.communicate(timeout=10)
+    assert (watching.returncode, said) == (1, b"")
 
 
 # list, show, cancel

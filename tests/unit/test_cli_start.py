@@ -42,6 +42,16 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(cli, arguments).exit_code == Exit.USAGE
 
 
+@pytest.mark.parametrize("command", ["api", "worker"])
+def test_a_process_without_redis_says_so_in_one_sentence(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from any .env
+    result = CliRunner().invoke(cli, [command])
+    assert result.exit_code == Exit.USAGE
+    assert result.stderr.startswith("error: JOBSTREAM_REDIS_URL is not set")
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
