@@ -65,7 +65,8 @@ class Problem(BaseModel):
 
     def __str__(self) -> str:
         said = self.detail or self.title or f"HTTP {self.status}"
-        fields = "; ".join(f"{error.pointer or 'input'}: {error.detail}" for error in self.errors)
+        unsaid = [error for error in self.errors if error.detail not in said]
+        fields = "; ".join(f"{error.pointer or 'input'}: {error.detail}" for error in unsaid)
         return f"{said} ({fields})" if fields else said
 
 

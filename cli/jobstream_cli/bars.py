@@ -78,7 +78,9 @@ def took(view: JobView) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: `0.4 s`, `12 s`, `3 min`, `2 h`."""
+    """Seconds for people: `4 ms`, `0.4 s`, `12 s`, `3 min`, `2 h`."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:

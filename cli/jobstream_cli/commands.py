@@ -172,8 +172,9 @@ def _print_table(jobs: Sequence[Job]) -> None:
     for job in jobs:
         status = pad(job.status, 10)
         painted = click.style(status, fg=_COLOURS.get(job.status)) if colour else status
-        said = job.error.detail if job.error else job.progress.message if job.progress else None
-        line = f"{job.id:{id_cells}}  {job.task:{task_cells}}  {painted}  {_age(job):>6}  {clean(said or '')}"
+        view = JobView(job.id)
+        view.take(job)
+        line = f"{job.id:{id_cells}}  {job.task:{task_cells}}  {painted}  {_age(job):>6}  {clean(view.message)}"
         _print(line.rstrip())
 
 
@@ -190,7 +191,7 @@ def _print_job(job: Job) -> None:
         ("status", job.status),
         ("attempt", f"{job.attempt} of {job.max_attempts}"),
         ("progress", _progress(job)),
-        ("message", progress.message if progress else None),
+        ("message", progress.message if progress and not job.done else None),
         ("items", f"{len(progress.items)}" if progress and progress.items else None),
         ("queue", job.queue),
         ("tags", " ".join(job.tags)),

@@ -225,7 +225,8 @@ def test_a_job_that_cannot_be_watched_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (12.3, "12 s"), (600, "10 min"), (10_000, "3 h")]
+    ("seconds", "said"),
+    [(0.004, "4 ms"), (0.44, "0.4 s"), (9.94, "9.9 s"), (12.3, "12 s"), (600, "10 min"), (10_000, "3 h")],
 )
 def test_durations_are_short(seconds: float, said: str) -> None:
     assert duration(seconds) == said
