@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import redis as sync_redis
@@ -18,6 +18,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry as SyncRetry
 
 from jobstream.errors import ConfigurationError
+from jobstream.pipelined import PipelinedRedis
 
 RedisKind = Literal["external", "child", "fake"]
 
@@ -142,7 +143,7 @@ class UrlSource:
         pool = aio_redis.BlockingConnectionPool.from_url(
             self._url, timeout=self._options["socket_timeout"], retry=_retry(), **self._options
         )
-        return cast(ArqRedis, ArqRedis.from_pool(pool))  # it owns the pool: aclose() closes the connections
+        return PipelinedRedis.of_pool(pool, timeout=self._options["socket_timeout"])
 
     def subscriber(self) -> aio_redis.Redis:
         options = self._options | {"socket_timeout": None}
