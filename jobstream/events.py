@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import NamedTuple
+from collections.abc import Awaitable, Sequence
+from typing import NamedTuple, cast
 
 from redis.asyncio import Redis
 
@@ -41,12 +42,27 @@ class EventId(NamedTuple):
         return f"{self.epoch}-{self.version}"
 
 
+class Position(NamedTuple):
+    """How far a job is."""
+
+    status: str
+    version: int
+
+
 class Snapshot(NamedTuple):
-    """The record and the log behind a version, read at one moment. `complete` is False when the log was trimmed."""
+    """The record and the log behind a version, read at one moment."""
 
     record: Record
     events: list[JobEvent]
     complete: bool
+    """False when entries of the log between that version and `events` were trimmed."""
+    more: bool
+    """True when the log goes on behind `events`."""
+
+    @property
+    def version(self) -> int:
+        """The record's version: that of the last event."""
+        return int(self.record[b"version"])
 
 
 def parse_event_id(text: str) -> EventId | None:
@@ -61,23 +77,43 @@ def parse_message(message: bytes) -> JobEvent:
     return JobEvent(int(version), kind.decode(), int(time_ms), data)
 
 
-async def read_snapshot(client: Redis, job_id: str, *, after: int) -> Snapshot | None:
-    """The record and all durable events with a version above `after`; None when there is no record."""
+async def read_position(client: Redis, job_id: str) -> Position | None:
+    """The job's status and version; None when there is no record."""
+    fields = cast("Awaitable[list[bytes | None]]", client.hmget(keys.record(job_id), ["status", "version"]))
+    status, version = await fields
+    return None if status is None or version is None else Position(status.decode(), int(version))
+
+
+async def read_versions(client: Redis, job_ids: Sequence[str]) -> list[int | None]:
+    """The versions of many jobs in one round trip; None for those that have no record."""
+    async with client.pipeline(transaction=False) as pipe:
+        for job_id in job_ids:
+            pipe.hget(keys.record(job_id), "version")
+        versions: list[bytes | None] = await pipe.execute()
+    return [None if version is None else int(version) for version in versions]
+
+
+async def read_snapshot(client: Redis, job_id: str, *, after: int, limit: int | None = None) -> Snapshot | None:
+    """The record and up to `limit` (None: all) durable events above version `after`; None when there is no record."""
     async with client.pipeline(transaction=True) as pipe:
         pipe.hgetall(keys.record(job_id))
-        pipe.xrange(keys.log(job_id), min=f"({after}-18446744073709551615", max="+")
+        pipe.xrange(keys.log(job_id), min=f"{after + 1}-0", max="+", count=limit)
         pipe.xrange(keys.log(job_id), count=1)
         record, entries, first = await pipe.execute()
     if b"status" not in record:
         return None
     events = [
-        JobEvent(int(entry_id.partition(b"-")[0]), fields[b"e"].decode(), int(fields[b"t"]), fields[b"d"])
+        JobEvent(_version(entry_id), fields[b"e"].decode(), int(fields[b"t"]), fields[b"d"])
         for entry_id, fields in entries
     ]
-    oldest = int(first[0][0].partition(b"-")[0]) if first else None
+    oldest = _version(first[0][0]) if first else None
     # Version 1 is always durable (the submit), so a log that begins later has lost its beginning.
-    complete = oldest is not None and (oldest == 1 or after >= oldest - 1)
-    return Snapshot(record, events, complete)
+    complete = after >= int(record[b"version"]) or (oldest is not None and (oldest == 1 or oldest <= after + 1))
+    return Snapshot(record, events, complete, more=len(events) == limit)
+
+
+def _version(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
 
 
 async def read_epoch(client: Redis) -> str:

@@ -1,16 +1,22 @@
 """The hub: one Redis subscription connection per process, however many watchers; it fans a job's events out.
 
-Why nothing is lost (with `live/follow.py`):
+Why nothing is lost and nothing comes twice (with `live/feed.py` and `live/follow.py`):
 
-1. `watch` returns when Redis has acknowledged the subscription, on the connection that the hub listens to. The follower
-   reads record and log after that, so every later change reaches its feed, and every earlier one is in what it read.
-2. A job's versions rise by one. The hub compares each message's version with the one before; a gap (pub/sub dropped
-   something) makes every feed of the job stale, and a stale feed's follower reads the log again from what it has.
-3. After a reconnect nothing is known of the time between: all feeds are stale.
-4. A lost *last* message has no successor that would reveal it: followers look at the record when they have been silent
-   for a heartbeat.
-5. A feed is bounded. `progress` is state: a newer one replaces the one that waits. A feed that overflows with events
-   is emptied and marked stale: its follower catches up from the log, and no other watcher waits for it.
+1. A job's versions rise by one; one script writes record and log and publishes. A follower sends an event only when it
+   continues the version that it sent or read last: what it has already is skipped, behind a gap it reads the log. A
+   message that comes late, twice or never costs a read, never an event, wherever it went astray.
+2. A gap shows with the next message. Where there may be no next one the feed is made stale, and a stale feed's follower
+   reads the log: at the join, at every acknowledgement of a subscription (nothing is known of the time before it),
+   after an overflow, and when `_look` finds a record ahead of what was heard (a lost *last* message).
+3. `watch` returns when Redis has acknowledged the subscription on the connection that the hub listens to, and the
+   follower reads after that: a later change reaches the feed, an earlier one is in what it reads. Was it the late
+   acknowledgement of a subscription that is being given up, then the new one's follows, and 2 holds.
+4. Only `_steer` sends SUBSCRIBE and UNSUBSCRIBE, one after the other, from the table: watchers change the table and
+   ring. A watcher's cancellation cannot tear the connection, and no UNSUBSCRIBE overtakes a newer watcher's SUBSCRIBE.
+   A channel without watchers stays, subscribed, until `_steer` takes it out: who comes before that joins it.
+5. A connection that is silent and does not answer a PING is given up (redis-py asks, but does not mind the answer): a
+   frozen server or a half-open link is noticed within three times `quiet` seconds.
+6. A feed is bounded: of progress the latest stays, and one that overflows is emptied and stale. Nobody waits for it.
 
 All of it runs in one event loop: between two awaits nothing else touches the tables.
 """
@@ -20,191 +26,271 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import AsyncIterator
 
+from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from jobstream import keys
-from jobstream.events import JobEvent, parse_message
+from jobstream.events import JobEvent, parse_message, read_versions
 from jobstream.redis import RedisSource, is_unavailable
+from jobstream_api.live.feed import Feed
 
 logger = logging.getLogger("jobstream.hub")
 
-FEED_EVENTS = 512
-"""Events that may wait for one watcher."""
+SUBSCRIBE_SECONDS = 3.0
+"""How long a watcher waits for its subscription."""
 
+READERS = 16
+"""Followers that read the log at a time: a reconnect makes all feeds stale at once, and the connections are few."""
 
-class Feed:
-    """What one watcher has not seen yet."""
+SLICE = 64
+"""Events put into feeds in one go: followers and other requests have their turn in between."""
 
-    def __init__(self) -> None:
-        self._events: deque[JobEvent] = deque()
-        self._stale = False
-        self._closed = False
-        self._changed = asyncio.Event()
+LOOK_BATCH = 500
+"""Records looked at in one round trip."""
 
-    def put(self, event: JobEvent) -> None:
-        """Append an event; progress replaces progress that still waits at the end."""
-        if event.kind == "progress" and self._events and self._events[-1].kind == "progress":
-            self._events.pop()
-        self._events.append(event)
-        if len(self._events) > FEED_EVENTS:
-            self.make_stale()
-        self._changed.set()
-
-    def make_stale(self) -> None:
-        """Forget what waits: the follower must read the log."""
-        self._events.clear()
-        self._stale = True
-        self._changed.set()
-
-    def close(self) -> None:
-        """End the watch: the process is shutting down."""
-        self._closed = True
-        self._changed.set()
-
-    @property
-    def closed(self) -> bool:
-        """True when the process is shutting down."""
-        return self._closed
-
-    async def take(self, timeout: float) -> tuple[list[JobEvent], bool]:
-        """What has come, and whether the feed was stale; after `timeout` seconds of silence nothing."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._changed.wait()
-        self._changed.clear()
-        events, self._events = list(self._events), deque()
-        stale, self._stale = self._stale, False
-        return events, stale
+_PAUSE_SECONDS = 0.05
+_PAUSE_MAX_SECONDS = 1.0
 
 
 class _Channel:
-    """A watched job: its feeds, the last version heard, and whether Redis has acknowledged the subscription."""
+    """A watched job: its feeds, the last version heard, and how far its subscription is on this connection."""
 
     def __init__(self) -> None:
         self.feeds: set[Feed] = set()
-        self.version: int | None = None
+        self.version = 0
+        self.asked = False
         self.subscribed = asyncio.Event()
+
+    def make_stale(self) -> None:
+        """Every follower reads the log."""
+        for feed in self.feeds:
+            feed.make_stale()
 
 
 class Hub:
-    """Use as `async with`; then `watch` jobs."""
+    """Use `running()` for as long as jobs are watched.
 
-    def __init__(self, source: RedisSource) -> None:
+    `quiet`: seconds of silence until Redis is asked whether it is there, and seconds that it has for the answer.
+    `look`: seconds between two looks for lost last messages.
+    """
+
+    def __init__(self, source: RedisSource, *, quiet: float = 5.0, look: float = 15.0) -> None:
         self._source = source
+        self._quiet = quiet
+        self._look_every = look
         self._channels: dict[str, _Channel] = {}
-        self._pubsub: PubSub | None = None
+        self._touched: set[str] = set()
+        self._turned = asyncio.Event()
+        self._heard = asyncio.Event()
+        self._filled = 0
         self._draining = False
+        self._listening = False
+        self.readers = asyncio.Semaphore(READERS)
+        """Held by a follower while it reads the log."""
 
     @property
     def watchers(self) -> int:
         """How many feeds there are."""
         return sum(len(channel.feeds) for channel in self._channels.values())
 
+    @property
+    def channels(self) -> int:
+        """How many jobs are subscribed to, or about to be."""
+        return len(self._channels)
+
+    @property
+    def listening(self) -> bool:
+        """True while the subscription connection stands, as far as is known."""
+        return self._listening
+
     def drain(self) -> None:
         """Close every feed, and every one that is opened from now on."""
         self._draining = True
         for channel in self._channels.values():
+            channel.subscribed.set()  # whoever waits for it need not
             for feed in channel.feeds:
                 feed.close()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen while the block runs."""
-        task = asyncio.create_task(self._listen_for_ever(), name="hub")
+        tasks = {
+            asyncio.create_task(self._listen_for_ever(), name="hub-listen"),
+            asyncio.create_task(self._look_for_ever(), name="hub-look"),
+        }
         try:
             yield
         finally:
             self.drain()
-            task.cancel()
-            await asyncio.wait({task})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     @contextlib.asynccontextmanager
     async def watch(self, job_id: str) -> AsyncIterator[Feed]:
-        """A feed of the job's events from now on. Redis has acknowledged the subscription when this returns.
+        """A feed of the job's events from now on, stale at first: read the log, then go on with the feed.
 
-        Raises redis-py's errors when Redis is away.
+        Redis has acknowledged the subscription when this returns; a draining hub gives a closed feed at once. Raises
+        TimeoutError when Redis is away.
         """
         feed = Feed()
-        channel = self._channels.get(job_id)
+        if self._draining:
+            feed.close()
+            yield feed
+            return
+        channel = self._channels.setdefault(job_id, _Channel())
+        channel.feeds.add(feed)
+        if not channel.asked:
+            self._touch(job_id)
         try:
-            if channel is None:
-                channel = self._channels[job_id] = _Channel()
-                channel.feeds.add(feed)
-                # Not connected: the listener subscribes to every channel of the table when it is again.
-                if self._pubsub is not None:
-                    await self._pubsub.subscribe(keys.events(job_id))
-            channel.feeds.add(feed)
-            if self._draining:
-                feed.close()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(SUBSCRIBE_SECONDS):
                 await channel.subscribed.wait()
             yield feed
-        finally:
-            if channel is not None:
-                channel.feeds.discard(feed)
-                if not channel.feeds and self._channels.get(job_id) is channel:
-                    await self._unsubscribe(job_id)
+        finally:  # without an await: a cancellation cannot come between
+            channel.feeds.discard(feed)
+            if not channel.feeds and self._channels.get(job_id) is channel:
+                self._leave(job_id, channel)
 
-    async def _unsubscribe(self, job_id: str) -> None:
-        del self._channels[job_id]
-        if self._pubsub is not None:
-            with contextlib.suppress(Exception):  # a connection that is gone has no subscriptions
-                await self._pubsub.unsubscribe(keys.events(job_id))
+    def _touch(self, job_id: str) -> None:
+        self._touched.add(job_id)
+        self._turned.set()
+
+    def _leave(self, job_id: str, channel: _Channel) -> None:
+        if channel.asked:
+            self._touch(job_id)
+        else:
+            del self._channels[job_id]
 
     async def _listen_for_ever(self) -> None:
-        pause = 0.05
-        while True:
+        clock = asyncio.get_running_loop().time
+        pause = _PAUSE_SECONDS
+        while not self._draining:
+            began = clock()
             try:
                 await self._listen()
-            except Exception as error:
-                if is_unavailable(error):
-                    logger.warning("event subscription lost: %s", type(error).__name__)
-                else:
-                    logger.exception("event subscription failed")
-            finally:
-                self._pubsub = None
-            for channel in self._channels.values():
-                channel.subscribed.clear()
+            except* Exception as group:
+                error = group.exceptions[0]
+                if not is_unavailable(error):
+                    logger.error("the event subscription failed", exc_info=error)
+                elif pause == _PAUSE_SECONDS:
+                    logger.warning("the event subscription was lost (%s), trying again", type(error).__name__)
+            if clock() - began > 2 * _PAUSE_MAX_SECONDS:
+                pause = _PAUSE_SECONDS
             await asyncio.sleep(pause)
-            pause = min(pause * 2, 1.0)
+            pause = min(pause * 2, _PAUSE_MAX_SECONDS)
 
     async def _listen(self) -> None:
+        """One connection, until it is lost."""
         client = self._source.subscriber()
         try:
             async with client.pubsub() as pubsub:
-                known = set(self._channels)
-                # One channel is always subscribed to: redis-py listens to nothing otherwise.
-                await pubsub.subscribe(keys.CATALOGUE_CHANGED, *map(keys.events, known))
-                self._pubsub = pubsub
-                if missed := self._channels.keys() - known:  # watched while we were connecting
-                    await pubsub.subscribe(*map(keys.events, missed))
-                while True:
-                    message = await pubsub.get_message(timeout=5)
-                    if message is not None:
-                        self._hear(message["type"], message["channel"], message["data"])
+                # One channel is always subscribed to: redis-py reads nothing otherwise. The deadline is for the
+                # connection, whose handshake has none: subscribers have no read timeout.
+                async with asyncio.timeout(self._quiet):
+                    await pubsub.subscribe(keys.CATALOGUE_CHANGED)
+                self._touched.update(self._channels)
+                self._turned.set()
+                self._listening = True
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        for loop in (self._hear, self._steer, self._check):
+                            group.create_task(loop(pubsub), name=f"hub{loop.__name__}")
+                finally:
+                    self._unsubscribed()
         finally:
             await client.aclose()
 
-    def _hear(self, kind: str, name: bytes, data: bytes) -> None:
-        job_id = name.decode().removeprefix(keys.EVENTS)
-        channel = self._channels.get(job_id)
-        if channel is None:
-            return
-        if kind == "subscribe":
-            # Also after a reconnect: what happened in between is in the log only.
-            channel.version = None
-            channel.subscribed.set()
-            for feed in channel.feeds:
-                feed.make_stale()
-        elif kind == "message":
-            event = parse_message(data)
-            gap = channel.version is not None and event.version != channel.version + 1
-            channel.version = event.version
-            for feed in channel.feeds:
-                if gap:
-                    feed.make_stale()
-                else:
-                    feed.put(event)
+    def _unsubscribed(self) -> None:
+        """The connection is gone, and its subscriptions with it."""
+        self._listening = False
+        for job_id, channel in list(self._channels.items()):
+            channel.asked = False
+            if not self._draining:
+                channel.subscribed.clear()
+            if not channel.feeds:
+                del self._channels[job_id]
+
+    async def _steer(self, pubsub: PubSub) -> None:
+        """Make Redis's subscriptions those of the table, wherever it was touched."""
+        while True:
+            await self._turned.wait()
+            self._turned.clear()
+            touched, self._touched = self._touched, set()
+            new, old = [], []
+            for job_id in touched:
+                channel = self._channels.get(job_id)
+                if channel is None:
+                    continue
+                if not channel.feeds:
+                    del self._channels[job_id]
+                    old.append(job_id)
+                elif not channel.asked:
+                    channel.asked = True
+                    new.append(job_id)
+            if old:
+                await pubsub.unsubscribe(*map(keys.events, old))
+            if new:
+                await pubsub.subscribe(*map(keys.events, new))
+
+    async def _check(self, pubsub: PubSub) -> None:
+        """Raises TimeoutError, which ends the connection, when Redis is silent and does not answer."""
+        while True:
+            self._heard.clear()
+            await asyncio.sleep(self._quiet)
+            if not self._heard.is_set():
+                async with asyncio.timeout(self._quiet):
+                    await pubsub.ping()
+                    await self._heard.wait()
+
+    async def _hear(self, pubsub: PubSub) -> None:
+        while True:
+            message = await pubsub.get_message(timeout=None)
+            self._heard.set()
+            if message is None or message["channel"] is None:  # an answer to a PING
+                continue
+            channel = self._channels.get(message["channel"].decode().removeprefix(keys.EVENTS))
+            if channel is None:
+                continue
+            if message["type"] == "subscribe":
+                channel.subscribed.set()
+                channel.make_stale()
+            elif message["type"] == "message":
+                event = parse_message(message["data"])
+                channel.version = event.version
+                await self._fan_out(channel, event)
+
+    async def _fan_out(self, channel: _Channel, event: JobEvent) -> None:
+        for feed in tuple(channel.feeds):
+            feed.put(event)
+            self._filled += 1
+            if self._filled % SLICE == 0:
+                await asyncio.sleep(0)
+
+    async def _look_for_ever(self) -> None:
+        client = self._source.client()
+        try:
+            while True:
+                await asyncio.sleep(self._look_every)
+                try:
+                    await self._look(client)
+                except Exception as error:
+                    if not is_unavailable(error):
+                        logger.exception("the look for lost messages failed")
+        finally:
+            await client.aclose()
+
+    async def _look(self, client: Redis) -> None:
+        """Compare what was heard with the records. A message that is still under way costs a read, no more."""
+        watched = list(self._channels)
+        for start in range(0, len(watched), LOOK_BATCH):
+            job_ids = watched[start : start + LOOK_BATCH]
+            for job_id, version in zip(job_ids, await read_versions(client, job_ids), strict=True):
+                channel = self._channels.get(job_id)
+                if channel is None:
+                    continue
+                for feed in channel.feeds:
+                    # Behind what was read: gone, or history went back.
+                    if version is None or version < feed.version or version > max(channel.version, feed.version):
+                        feed.make_stale()

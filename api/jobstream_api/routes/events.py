@@ -43,9 +43,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
             heartbeat=service.settings.heartbeat_seconds,
             prefix=service.prefix,
         )
-        if await follower.ended_before():
-            return Response(status_code=204)
-        return event_stream(follower.frames())
+        return await event_stream(follower.frames()) or Response(status_code=204)
 
 
 def _event_id(text: str | None) -> EventId | None:
