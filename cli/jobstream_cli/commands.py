@@ -113,7 +113,7 @@ async def cancel(service: Service, ids: Sequence[str], *, as_json: bool = False)
             try:
                 job = await client.job(job_id).cancel()
             except ClientError as error:
-                click.echo(f"{job_id}: {error}", err=True)
+                click.echo(clean(f"{job_id}: {error}"), err=True)
                 codes.append(exit_of(error))
             else:
                 _print(_dump(job) if as_json else f"{job.id} {job.status}")

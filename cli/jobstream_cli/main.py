@@ -235,18 +235,34 @@ def _ids(arguments: Sequence[str]) -> list[str]:
 def _run(command: Coroutine[object, object, Exit]) -> None:
     """Run a command that speaks to the service; its exit code, or that of what went wrong, becomes ours."""
     from jobstream.client import ClientError
+    from jobstream_cli.screen import clean
     from jobstream_cli.views import exit_of
 
     try:
         code = asyncio.run(command)
     except ClientError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(clean(f"error: {error}"), err=True)
         code = exit_of(error)
     except KeyboardInterrupt:
         code = Exit.DETACHED
     raise SystemExit(code)
 
 
+EXTRAS = {
+    "api": "fastapi starlette uvicorn jsonschema_rs python_multipart fastapi_offline".split(),
+    "cli": ["httpx2"],
+    "dev-redis": ["fakeredis", "lupa"],
+}
+"""Which extra of the package brings which module."""
+
+
 def main() -> None:
     """The entry point of the `jobstream` script."""
-    cli(prog_name="jobstream")
+    try:
+        cli(prog_name="jobstream")
+    except ModuleNotFoundError as error:
+        extra = next((extra for extra, modules in EXTRAS.items() if error.name in modules), None)
+        if extra is None:
+            raise
+        click.echo(f"error: {error.name} is not installed; it comes with: pip install 'jobstream[{extra}]'", err=True)
+        raise SystemExit(Exit.USAGE) from None

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from jobstream.embedded import find_server
 from tests.acceptance.dev_stack import JOBSTREAM, PATIENCE, Stack, eventually, is_free
 
 ENDLESS = ["primes", "limit:=1000000000"]
@@ -184,7 +183,7 @@ def test_dev_refuses_a_port_in_use_before_anything_starts(stack: Stack, rung: st
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.skipif(find_server() is None, reason="no Redis or Valkey server on PATH")
+@pytest.mark.usefixtures("server_program")
 class TestOnAServerOfItsOwn:
     """What only holds where the data have a home of their own."""
 

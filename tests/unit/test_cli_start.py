@@ -42,6 +42,17 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(cli, arguments).exit_code == Exit.USAGE
 
 
+@pytest.mark.parametrize(("missing", "arguments", "extra"), [("fastapi", ["api"], "api"), ("httpx2", ["list"], "cli")])
+def test_a_missing_extra_is_named(missing: str, arguments: list[str], extra: str) -> None:
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = {['jobstream', *arguments]!r}\n"
+        "from jobstream_cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == Exit.USAGE
+    assert done.stderr == f"error: {missing} is not installed; it comes with: pip install 'jobstream[{extra}]'\n"
+
+
 @pytest.mark.parametrize("command", ["api", "worker"])
 def test_a_process_without_redis_says_so_in_one_sentence(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
