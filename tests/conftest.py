@@ -65,7 +65,7 @@ async def client(source: RedisSource) -> AsyncIterator[ArqRedis]:
     """A client of `source`."""
     client = source.client()
     yield client
-    await client.aclose(close_connection_pool=True)
+    await client.aclose()
 
 
 @pytest.fixture
@@ -73,4 +73,4 @@ async def real_client(real_source: UrlSource) -> AsyncIterator[ArqRedis]:
     """A client of `real_source`."""
     client = real_source.client()
     yield client
-    await client.aclose(close_connection_pool=True)
+    await client.aclose()
