@@ -122,12 +122,12 @@ def start_guarded(
         os.close(say)
     with open(said, encoding="utf-8") as answer:
         pid = answer.read()
-    process = GuardedProcess(guard, int(pid) if pid.isdecimal() else 0)
-    if not process.pid:
-        process.terminate()
-        code = process.wait()
+    if not pid.isdecimal():  # no command: it could not be started, or the guard was ended before it came to that
+        assert guard.stdin is not None
+        guard.stdin.close()
+        code = guard.wait()
         raise OSError(f"{argv[0]} cannot be started: {pid or f'its guard ended with exit code {code}'}")
-    return process
+    return GuardedProcess(guard, int(pid))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -182,3 +182,18 @@ def test_a_command_whose_guard_was_killed_is_ended_by_stop() -> None:
         os.kill(int(output(process).readline()), signal.SIGKILL)
         assert process.stop() == -signal.SIGKILL
         output(process).read()  # ends when the last process that holds the pipe has ended
+
+
+def test_a_guard_that_is_ended_before_it_starts_anything_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C can come while the guard is being started: no process id is known then, and 0 would mean ourselves."""
+    ended = tmp_path / "python"
+    ended.write_text("#!/bin/sh\nkill -INT $$\n")
+    ended.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(ended))
+    signalled: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, number: signalled.append(group))
+    with pytest.raises(OSError, match="cannot be started"):
+        start_guarded(["true"])
+    assert signalled == []
