@@ -134,7 +134,7 @@ class Queue:
     async def get(self, job_id: str) -> Job:
         """The job. Raises JobNotFound, or JobGone within a day after it was purged."""
         record = await store.read_record(self.client, job_id)
-        if record is None or b"status" not in record:
+        if record is None:
             raise await self._missing(job_id)
         return self._job(record)
 
