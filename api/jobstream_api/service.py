@@ -55,8 +55,9 @@ class TaskBook:
 
     async def refresh(self) -> None:
         """Read the catalogue if its version has changed. Raises redis-py's errors."""
-        self._looked_at = time.monotonic()
-        if await read_version(self._client) == self.version:
+        version = await read_version(self._client)
+        self._looked_at = time.monotonic()  # not before: while Redis is away, nobody can say that a task is unknown
+        if version == self.version:
             return
         self.version, announced = await read_catalogue(self._client)
         for name, task in announced.items():
