@@ -93,7 +93,7 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     if "Job" not in schemas:
         _add_schema(schemas, "Job", Job.model_json_schema(mode="serialization"))
-    camel = "".join(part.capitalize() for part in task.name.replace("_", "-").split("-"))
+    camel = "".join(part.capitalize() for part in task.name.split("-"))
     bodies = {
         media_type: {"schema": _add_schema(schemas, camel + kind, schema)} for media_type, kind, schema in _inputs(task)
     }
