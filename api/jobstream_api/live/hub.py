@@ -124,9 +124,7 @@ class Hub:
             yield
         finally:
             self.drain()
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await _end(tasks)
 
     @contextlib.asynccontextmanager
     async def watch(self, job_id: str) -> AsyncIterator[Feed]:
@@ -294,3 +292,11 @@ class Hub:
                     # Behind what was read: gone, or history went back.
                     if version is None or version < feed.version or version > max(channel.version, feed.version):
                         feed.make_stale()
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended: before Python 3.12 `asyncio.wait_for`, in redis-py, may swallow a cancellation."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=1)
