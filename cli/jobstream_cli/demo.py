@@ -181,7 +181,7 @@ async def _submit_all(client: Client, directory: Path, page: str) -> dict[str, J
 
 
 def _write_files(directory: Path) -> tuple[list[Path], list[Path]]:
-    """Two texts to count; a text, a table and some noise to hash."""
+    """Two texts to count; a text, a table and some noise to hash: large enough for a second or two of work each."""
     chance = random.Random(1)
     sentences = _SENTENCES.splitlines()
     directory.mkdir()
@@ -196,11 +196,11 @@ def _write_files(directory: Path) -> tuple[list[Path], list[Path]]:
 
     rows = (f"{number},{chance.gauss(20, 5):.2f}" for number in range(20_000))
     return (
-        [write("morning.txt", text(3_000)), write("evening.txt", text(2_000))],
+        [write("morning.txt", text(3_000) * 40), write("evening.txt", text(2_000) * 40)],
         [
             write("notes.txt", text(1_000)),
             write("table.csv", "\n".join(["hour,degrees", *rows]).encode()),
-            write("noise.bin", chance.randbytes(4 << 20)),
+            write("noise.bin", chance.randbytes(1 << 20) * 64),
         ],
     )
 

@@ -26,8 +26,8 @@ def test_the_demo_runs_all_four_tasks_and_cleans_up(rung: str, tmp_path: Path) -
         assert demo.left_behind() == {}
         assert is_free(demo.port)
     for result in (
-        "words   76,048 words, 102 different ones",
-        "files   3 files, 4.5 MB, all as they were sent",
+        "words   3,041,920 words, 102 different ones",
+        "files   3 files, 67.4 MB, all as they were sent",
         "primes  50,847,534 primes up to 1,000,000,000",
         "fetch   status 200, 2.6 MB",
     ):
