@@ -99,6 +99,7 @@ class Job(BaseModel):
     max_attempts: int
     result: Any
     error: JobError | None
+    errors: list[JobError]
     created_at: WireTime
     run_at: WireTime | None
     started_at: WireTime | None
@@ -131,6 +132,7 @@ def job_from_record(record: Record, *, prefix: str = "") -> Job:
         max_attempts=int(record.get(b"max_attempts", 1)),
         result=_json(record.get(b"result")),
         error=_json(record.get(b"error")),
+        errors=_json(b"[" + record.get(b"errors", b"") + b"]"),
         created_at=from_ms(record[b"created_at"]),
         run_at=_time(record.get(b"run_at")),
         started_at=_time(record.get(b"started_at")),

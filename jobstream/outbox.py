@@ -79,6 +79,11 @@ class Outbox:
         for entry in batch.entries:
             self.add(entry.kind, entry.data)
 
+    @property
+    def waiting(self) -> bool:
+        """True when there is something to take."""
+        return self._told
+
     def take(self) -> Batch:
         """All that waits; after it the next word notifies again."""
         with self._lock:

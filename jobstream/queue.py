@@ -1,4 +1,4 @@
-"""Queue, the client side: submit, get, list, cancel, purge. Every change is one script, done before it is answered."""
+"""Queue, the client side: submit, get, list, cancel, retry, purge. Every change is one script, stored when answered."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
+import msgspec
 from redis.asyncio import Redis
 
 from jobstream import keys, store
-from jobstream.errors import InvalidParameter, JobGone, JobNotFound
+from jobstream.errors import CancelledByClient, InvalidParameter, JobConflict, JobGone, JobNotFound
 from jobstream.job import Job, Record, job_from_record, new_job_id
+from jobstream.problem import job_problem
 from jobstream.scripts import Script
 from jobstream.serialize import serialize
 from jobstream.store import JobFilter
@@ -25,11 +27,15 @@ LIVE_SECONDS = 7 * 86_400.0
 MAX_SECONDS = 366 * 86_400.0
 TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
 TAGS_MAX = 20
+PRIORITY_MAX = 100
 
 ALL_JOBS = JobFilter()
 
 _submit = Script("submit")
 _cancel = Script("cancel")
+_rerun = Script("rerun")
+
+CANCELLED = msgspec.json.encode(job_problem(CancelledByClient("cancelled by client"), attempt=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,8 @@ class SubmitOptions:
     run_at: datetime | None = None
     timeout: float | None = None
     ttl: float | None = None
+    priority: int = 0
+    """-100 to 100: a higher one runs first, whenever it was submitted."""
     tags: Sequence[str] = ()
 
     def check(self) -> None:
@@ -59,6 +67,8 @@ class SubmitOptions:
         for name, value in (("timeout", self.timeout), ("ttl", self.ttl)):
             if value is not None and not 0 < value <= MAX_SECONDS:
                 raise InvalidParameter(f"{name} is a number of seconds above 0 and up to a year")
+        if not -PRIORITY_MAX <= self.priority <= PRIORITY_MAX:
+            raise InvalidParameter(f"priority is a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}")
         if len(self.tags) > TAGS_MAX or not all(TAG.match(tag) for tag in self.tags):
             raise InvalidParameter(
                 f"tags are up to {TAGS_MAX} words of 1 to 64 letters, digits and the signs _ . : / @ + -"
@@ -126,6 +136,7 @@ class Queue:
                 run_at,
                 round(LIVE_SECONDS * 1000),
                 " ".join(dict.fromkeys(options.tags)),
+                options.priority,
                 *(part for pair in fields.items() for part in pair),
             ],
         )
@@ -153,11 +164,33 @@ class Queue:
         """Stop the job and remove its record (a running one: when it has stopped). Raises JobNotFound, JobGone."""
         return await self._stop(job_id, purge=True)
 
-    async def _stop(self, job_id: str, *, purge: bool) -> Outcome:
+    async def retry(self, job_id: str) -> Job:
+        """Run a failed or cancelled job again: the same id, attempts counted on. Raises JobNotFound, JobGone,
+        JobConflict."""
+        queue = await self._queue_of(job_id)
+        answer = await _rerun(
+            self.client, key_names=[keys.queue(queue)], args=[job_id, queue, round(LIVE_SECONDS * 1000)]
+        )
+        if not answer:
+            raise await self._missing(job_id)
+        verdict, stored = answer
+        if verdict == b"lost":
+            raise JobConflict(f"Job {job_id} cannot be run again: its input was not kept")
+        if verdict != b"again":
+            raise JobConflict(f"Job {job_id} is {verdict.decode()}; only a failed or cancelled one is run again")
+        return self._job(pairs(stored))
+
+    async def _queue_of(self, job_id: str) -> str:
         queue = await cast("Awaitable[bytes | None]", self.client.hget(keys.record(job_id), "queue"))
         if queue is None:
             raise await self._missing(job_id)
-        answer = await _cancel(self.client, key_names=[keys.queue(queue.decode())], args=[job_id, "1" if purge else ""])
+        return queue.decode()
+
+    async def _stop(self, job_id: str, *, purge: bool) -> Outcome:
+        queue = await self._queue_of(job_id)
+        answer = await _cancel(
+            self.client, key_names=[keys.queue(queue)], args=[job_id, "1" if purge else "", CANCELLED]
+        )
         if not answer:
             raise await self._missing(job_id)
         verdict, stored = answer

@@ -6,7 +6,12 @@ local id = ARGV[1]
 if not holds(id, ARGV[2]) then return 0 end
 local record = RECORD .. id
 if ARGV[4] ~= '' then redis.call('HSET', record, 'result', ARGV[4]) end
-if ARGV[5] ~= '' then redis.call('HSET', record, 'error', ARGV[5]) end
+if ARGV[5] ~= '' then
+  local errors = redis.call('HGET', record, 'errors')
+  redis.call('HSET', record, 'error', ARGV[5], 'errors', (errors and errors .. ',' or '') .. ARGV[5])
+else
+  redis.call('HDEL', record, 'error') -- of an earlier attempt
+end
 if tonumber(ARGV[7]) > 0 then redis.call('SET', ARQ_RESULT .. id, ARGV[6], 'PX', ARGV[7]) end
 finish(id, KEYS[1], ARGV[3], now_ms())
 return 1

@@ -67,6 +67,16 @@ local function forget(id)
   redis.call('SET', TOMBSTONE .. id, '1', 'PX', 86400000)
 end
 
+-- One job of the task less runs: one that was held back for it may go.
+local function leave_running(id, queue, task)
+  if not task or redis.call('ZREM', RUNNING .. task, id) == 0 then return end
+  local parked = redis.call('ZPOPMIN', PARKED .. task)
+  if parked[1] then
+    redis.call('ZADD', queue, 'XX', parked[2], parked[1])
+    redis.call('PUBLISH', WAKE .. (redis.call('HGET', RECORD .. parked[1], 'queue') or ''), parked[1])
+  end
+end
+
 -- The end of a job: record, arq's keys and the last event together.
 local function finish(id, queue, status, now)
   local record = RECORD .. id
@@ -74,19 +84,38 @@ local function finish(id, queue, status, now)
     local payload = redis.call('GET', ARQ_JOB .. id)
     if payload then redis.call('HSET', record, 'payload', payload) end
   end
-  local fields = redis.call('HMGET', record, 'ttl', 'purge')
+  local fields = redis.call('HMGET', record, 'ttl', 'purge', 'task')
   local deadline = now + tonumber(fields[1] or 86400000)
   set_status(id, status)
   redis.call('HSET', record, 'finished_at', whole(now), 'expires_at', whole(deadline))
-  redis.call('HDEL', record, 'run_at')
+  redis.call('HDEL', record, 'run_at', 'token')
   redis.call('DEL', ARQ_JOB .. id, ARQ_IN_PROGRESS .. id, ARQ_RETRY .. id)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', ARQ_ABORT, id)
+  leave_running(id, queue, fields[3])
   say(id, 'done', status, now)
   if fields[2] then forget(id) else keep_until(id, deadline) end
 end
 
--- True when the attempt that speaks still holds the job: the fence before every write of an attempt.
+-- True when the attempt that speaks still holds the job: the fence before every write of an attempt. A lease that ran
+-- out (Redis was away) is still its own as long as nobody has taken the job over: a claim puts its own token there.
 local function holds(id, token)
-  return redis.call('GET', ARQ_IN_PROGRESS .. id) == token
+  local holder = redis.call('GET', ARQ_IN_PROGRESS .. id)
+  return holder == token or (not holder and redis.call('HGET', RECORD .. id, 'token') == token)
+end
+
+-- Every claim and renewal makes contact. When nobody has for a while, Redis was away or frozen, and leases ran out that
+-- could not be renewed: their holders get one lease to come back before their jobs are taken from them.
+local function after_outage(now, lease)
+  local contact = tonumber(redis.call('GET', CONTACT) or now)
+  if now - contact > 2000 then redis.call('SET', GRACE, '1', 'PX', whole(lease)) end
+  redis.call('SET', CONTACT, whole(now), 'PX', 3600000)
+  return redis.call('EXISTS', GRACE) == 1
+end
+
+local FINAL = {succeeded = true, failed = true, cancelled = true}
+
+-- Where a job stands in its queue: by the time it is due, a step of priority counts as much as eleven days.
+local function score(due, priority)
+  return due - (tonumber(priority) or 0) * 1e9
 end

@@ -176,7 +176,8 @@ async def test_a_cancel_reaches_the_running_code(queue: Queue, client: ArqRedis,
     await event_of(client, job.id, "log")
     assert (await queue.cancel(job.id)).stopping
     job = await ended(queue, job)
-    assert (job.status, job.error, job.result) == (JobStatus.CANCELLED, None, None)
+    assert (job.status, job.result) == (JobStatus.CANCELLED, None)
+    assert (error_of(job)["code"], error_of(job)["detail"]) == ("cancelled", "cancelled by client")
     kinds = [event.kind for event in (await events.read_snapshot(client, job.id, after=0)).events]  # type: ignore[union-attr]
     assert kinds[-1] == "done"
     assert kinds.count("done") == 1

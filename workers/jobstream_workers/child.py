@@ -23,7 +23,7 @@ from typing import NoReturn
 import msgspec
 
 from jobstream.context import JobContext
-from jobstream.errors import JobCancelled, JobstreamError
+from jobstream.errors import JobCancelled, JobstreamError, Retry
 from jobstream.files import FileStore
 from jobstream.outbox import Outbox
 from jobstream_workers.call import call, task_raised
@@ -105,7 +105,7 @@ class Child:
                 cancelled=self._cancelled,
             )
             return Returned(call(task, msgspec.json.decode(start.data), job, self._cancelled))
-        except JobstreamError as error:
+        except (JobstreamError, Retry) as error:
             return answer_of(error)
 
     def _interrupt(self, number: int, at: FrameType | None) -> None:

@@ -27,9 +27,10 @@ from jobstream.files import FileStore
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.serialize import deserialize, serialize
 from jobstream.task import Task
-from jobstream_workers.claim import ClaimedJob, claim
+from jobstream_workers.claim import CLAIM_MAX, ClaimedJob, claim
 from jobstream_workers.executors import Executors
 from jobstream_workers.lease import LeaseKeeper, Verdict
+from jobstream_workers.rotation import Rotation
 from jobstream_workers.runner import Runner, RunningJob, StopReason
 from jobstream_workers.settings import WorkerSettings
 from jobstream_workers.writer import AttemptWriter
@@ -73,10 +74,14 @@ class Worker(ArqWorker):
         self._tasks = tasks
         self._settings = settings
         self._files = FileStore(settings.files_dir)
+        self._rotation = Rotation(settings.queue_weights)
+        self._limits = {name: task.max_running for name, task in tasks.items() if task.max_running is not None}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._running: dict[str, RunningJob] = {}
         self._started_ms = time.time_ns() // 1_000_000
+        self.claimed_at: float | None = None
+        """When the claim loop last reached Redis (`time.monotonic`)."""
         self.ready = asyncio.Event()
         """Set when the first heartbeat was written: the tasks are announced."""
 
@@ -101,7 +106,13 @@ class Worker(ArqWorker):
 
         async with executors:
             with LeaseKeeper(self._source, lease=settings.lease_seconds, on_verdict=on_verdict) as leases:
-                runner = Runner(self.pool, self._tasks, executors, keep_arq_result=settings.arq_keep_result_seconds)
+                runner = Runner(
+                    self.pool,
+                    self._tasks,
+                    executors,
+                    keep_arq_result=settings.arq_keep_result_seconds,
+                    max_crashes=settings.max_crashes,
+                )
                 loops = [
                     asyncio.create_task(self._surviving(beat), name=f"worker-{beat.__name__}")
                     for beat in (self._listen, self._beat, self._sweep)
@@ -140,25 +151,41 @@ class Worker(ArqWorker):
             pause = min(pause * 2, 1.0)
 
     async def _claim(self, runner: Runner, leases: LeaseKeeper) -> None:
-        settings = self._settings
         while not self._stopping.is_set():
             # Cleared before the claim: a wake-up that comes while we look makes us look again.
             self._wake.clear()
-            next_due = settings.poll_seconds
-            for queue in settings.queue_names:
-                free = settings.max_jobs - len(self._running)
-                if free <= 0:
-                    break
-                claimed, due = await claim(
-                    self.pool, queue=queue, worker_id=self.id, slots=free, lease=settings.lease_seconds
-                )
-                for job in claimed:
-                    self._start(job, runner, leases)
-                if due is not None:
-                    next_due = min(next_due, due)
+            next_due = self._settings.poll_seconds
+            rotation = self._rotation
+            for queue, slots in rotation.deal(self._free).items():
+                next_due = min(next_due, await self._claim_from(queue, slots, runner, leases))
+            if len(rotation.queues) > 1:  # what one queue had no work for goes to whichever has
+                for queue in rotation.queues:
+                    if self._free > 0:
+                        next_due = min(next_due, await self._claim_from(queue, self._free, runner, leases))
+            self.claimed_at = time.monotonic()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(next_due, 0.001)):
                     await self._wake.wait()
+
+    @property
+    def _free(self) -> int:
+        return self.max_jobs - len(self._running)
+
+    async def _claim_from(self, queue: str, slots: int, runner: Runner, leases: LeaseKeeper) -> float:
+        """Claim and start; the seconds until the queue should be looked at again."""
+        claimed, due = await claim(
+            self.pool,
+            queue=queue,
+            worker_id=self.id,
+            slots=slots,
+            lease=self._settings.lease_seconds,
+            limits=self._limits,
+        )
+        for job in claimed:
+            self._start(job, runner, leases)
+        if len(claimed) == min(slots, CLAIM_MAX) and self._free > 0:
+            return 0.0  # there may be more
+        return self._settings.poll_seconds if due is None else due
 
     def _start(self, job: ClaimedJob, runner: Runner, leases: LeaseKeeper) -> None:
         running = RunningJob(job)

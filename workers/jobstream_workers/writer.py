@@ -24,6 +24,7 @@ _adopt = Script("adopt")
 _emit = Script("emit")
 _finish = Script("finish")
 _release = Script("release")
+_retry = Script("retry")
 
 _EMIT_MAX = 500
 """Entries per call: a script blocks Redis while it runs."""
@@ -80,6 +81,10 @@ class AttemptWriter:
         error = msgspec.json.encode(outcome.error) if outcome.error else b""
         keep_ms = round(keep_arq_result * 1000)
         return await self._write(_finish, outcome.status, outcome.result, error, outcome.arq_result, keep_ms)
+
+    async def retry(self, error: dict[str, Any], *, after: float) -> bool:
+        """Let the job wait `after` seconds for its next attempt; `error`: what ended this one."""
+        return await self._write(_retry, round(after * 1000), msgspec.json.encode(error), self._job.queue)
 
     async def release(self) -> bool:
         """Give the job back to its queue at once; the attempt does not count."""
