@@ -164,7 +164,7 @@ def _number(value: float) -> float | int:
 def _encode_model(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    raise NotImplementedError(f"{type(value).__name__} is not something that JSON can say")
+    raise TypeError(f"{type(value).__name__} is not something that JSON can say")
 
 
 def _cut(message: str) -> str:

@@ -3,6 +3,7 @@
 JobstreamError
 ├── InvalidInput            422  the input does not fit the task's schema
 ├── InvalidParameter        422  a query option or header of the request is not understood
+├── IdempotencyMismatch     422  the Idempotency-Key stands for a request with another payload
 ├── MalformedBody           400  the body cannot be parsed
 ├── UnknownTask             404  no worker has announced a task of that name
 ├── JobNotFound             404  no job of that id
@@ -11,6 +12,7 @@ JobstreamError
 ├── PayloadTooLarge         413  the body, a field or a file is too large
 ├── UnsupportedMediaType    415  the body's media type is not accepted here
 ├── RedisUnavailable        503  Redis is away, full or read-only for the moment
+├── Draining                503  the process is shutting down
 ├── InvalidOutput           500  the task's result is not what its return annotation promises
 ├── TaskRaised              500  the task raised an exception
 ├── TaskCrashed             500  the process that ran the task died
@@ -70,6 +72,13 @@ class InvalidParameter(JobstreamError):
     def __init__(self, detail: str = "", *, errors: list[FieldError] | None = None) -> None:
         super().__init__(detail)
         self.errors = errors or []
+
+
+class IdempotencyMismatch(JobstreamError):
+    """The Idempotency-Key was used for another request"""
+
+    status = 422
+    code = "idempotency-mismatch"
 
 
 class MalformedBody(JobstreamError):
@@ -167,6 +176,13 @@ class CancelledByClient(JobstreamError):
 
     status = 410
     code = "cancelled"
+
+
+class Draining(JobstreamError):
+    """The process is shutting down"""
+
+    status = 503
+    code = "draining"
 
 
 class ConfigurationError(JobstreamError):

@@ -51,13 +51,19 @@ class JobFile(BaseModel):
 class FileStore:
     """Uploads in a local directory: `root/<job id>/<number>`. Names given by clients never become paths."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, job_id: str | None = None) -> None:
         self.root = root
+        self._job_id = job_id
+
+    def of(self, job_id: str) -> FileStore:
+        """The same store for one job: it opens that job's files only, whatever an input names."""
+        return FileStore(self.root, job_id=job_id)
 
     def path(self, file: JobFile) -> Path:
-        """The file's path. Raises ValueError for a key that this store never gave out."""
-        if not _KEY.match(file.key):
-            raise ValueError(f"not a key of this store: {file.key!r}")
+        """The file's path. Raises ValueError for a key that this store never gave out, or gave to another job."""
+        match = _KEY.match(file.key)
+        if match is None or self._job_id not in (None, match["job"]):
+            raise ValueError(f"not a key of this job's files: {file.key!r}")
         return self.root / file.key
 
     def open(self, file: JobFile) -> BinaryIO:

@@ -99,7 +99,7 @@ class Job(BaseModel):
     max_attempts: int
     result: Any
     error: JobError | None
-    errors: list[JobError]
+    errors: list[JobError] = Field(default_factory=list, description="What ended each failed attempt")
     created_at: WireTime
     run_at: WireTime | None
     started_at: WireTime | None

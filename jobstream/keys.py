@@ -25,6 +25,8 @@ LOG: Final = "jobstream:log:"
 """stream, the job's durable events, id `<version>-0`; capped; lives as long as the record."""
 TOMBSTONE: Final = "jobstream:gone:"
 """string, says that a job was purged; 24 h."""
+IDEMPOTENCY: Final = "jobstream:idempotency:"
+"""hash print, id: which job an Idempotency-Key of a task stands for; 24 h."""
 EVENTS: Final = "jobstream:events:"
 """channel, one message per event of a job: `<version> <kind> <ms> <data>`."""
 

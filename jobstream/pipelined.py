@@ -203,6 +203,7 @@ class PipelinedRedis(ArqRedis):
 
     async def _connect(self) -> Link:
         connection: AbstractConnection = self.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        await connection.connect()  # type: ignore[no-untyped-call]
+        async with asyncio.timeout(2 * self._timeout):  # a frozen server accepts, and then says nothing
+            await connection.connect()  # type: ignore[no-untyped-call]
         self._link = Link.take_over(connection, self._timeout)
         return self._link

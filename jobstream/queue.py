@@ -13,16 +13,27 @@ import msgspec
 from redis.asyncio import Redis
 
 from jobstream import keys, store
-from jobstream.errors import CancelledByClient, InvalidParameter, JobConflict, JobGone, JobNotFound
+from jobstream.errors import (
+    CancelledByClient,
+    IdempotencyMismatch,
+    InvalidParameter,
+    JobConflict,
+    JobGone,
+    JobNotFound,
+    RedisUnavailable,
+)
 from jobstream.job import Job, Record, job_from_record, new_job_id
 from jobstream.problem import job_problem
-from jobstream.scripts import Script
+from jobstream.scripts import Argument, Script
 from jobstream.serialize import serialize
 from jobstream.store import JobFilter
 from jobstream.task import DEFAULT_QUEUE, DEFAULT_TTL, QUEUE_NAME
 
 LIVE_SECONDS = 7 * 86_400.0
 """How long a job may wait for a worker, from the time when it is due, before its record expires."""
+
+PATIENCE_SECONDS = 2.0
+"""A submit that Redis executes later than this after it was sent is refused: its caller was told that it failed."""
 
 MAX_SECONDS = 366 * 86_400.0
 TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
@@ -93,6 +104,7 @@ class Queue:
     def __init__(self, client: Redis, *, prefix: str = "") -> None:
         self.client = client
         self._prefix = prefix
+        self._clock = _RedisClock()
 
     async def submit(
         self,
@@ -109,11 +121,42 @@ class Queue:
         """Store a job and put it on its queue, in one round trip, all or nothing.
 
         `data`: the input as JSON would decode it. `job_id`: for calls that are repeated after an unclear answer; the
-        same id gives the same job. Raises InvalidParameter for options that make no sense.
+        same id gives the same job. Raises InvalidParameter for options that make no sense, RedisUnavailable when Redis
+        was frozen for longer than the caller waits: then the job is not stored, and never will be.
+        """
+        job, _ = await self.submit_once(
+            task,
+            data,
+            options=options,
+            default_queue=default_queue,
+            default_ttl=default_ttl,
+            max_attempts=max_attempts,
+            job_id=job_id,
+            owner=owner,
+        )
+        return job
+
+    async def submit_once(
+        self,
+        task: str,
+        data: dict[str, Any],
+        *,
+        options: SubmitOptions | None = None,
+        default_queue: str = DEFAULT_QUEUE,
+        default_ttl: float = DEFAULT_TTL,
+        max_attempts: int = 1,
+        job_id: str | None = None,
+        owner: str | None = None,
+        key: str = "",
+        fingerprint: str = "",
+    ) -> tuple[Job, bool]:
+        """`submit` under an idempotency key: the job, and whether it is that of an earlier request.
+
+        `key`: unique per caller and task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours.
+        Raises IdempotencyMismatch when the key stands for a request with another fingerprint.
         """
         options = options or SubmitOptions()
         options.check()
-        job_id = job_id or new_job_id()
         queue = options.queue or default_queue
         fields: dict[str, str | float | int] = {
             "max_attempts": max_attempts,
@@ -121,31 +164,40 @@ class Queue:
         }
         if options.timeout is not None:
             fields["timeout"] = options.timeout
+        if options.priority:
+            fields["priority"] = options.priority
         if owner is not None:
             fields["owner"] = owner
-        run_at = round(options.run_at.timestamp() * 1000) if options.run_at else 0
-        _, stored = await _submit(
-            self.client,
-            key_names=[keys.queue(queue)],
-            args=[
-                job_id,
-                queue,
-                task,
-                _payload(task, data),
-                round(options.delay * 1000),
-                run_at,
-                round(LIVE_SECONDS * 1000),
-                " ".join(dict.fromkeys(options.tags)),
-                options.priority,
-                *(part for pair in fields.items() for part in pair),
-            ],
-        )
-        return self._job(pairs(stored))
+        before: list[Argument] = [
+            job_id or new_job_id(),
+            queue,
+            task,
+            _payload(task, data),
+            round(options.delay * 1000),
+            round(options.run_at.timestamp() * 1000) if options.run_at else 0,
+            round(LIVE_SECONDS * 1000),
+            " ".join(dict.fromkeys(options.tags)),
+        ]
+        after: list[Argument] = [key, fingerprint, *(part for pair in fields.items() for part in pair)]
+        for _ in range(2):  # the second time with a clock that was set by the first
+            verdict, *rest = await _submit(
+                self.client, key_names=[keys.queue(queue)], args=[*before, self._clock.deadline(), *after]
+            )
+            if verdict == b"mismatch":
+                raise IdempotencyMismatch("The key was used for a request with another payload")
+            if verdict == b"late":
+                self._clock.set(int(rest[0]))
+                continue
+            record = pairs(rest[0])
+            if verdict == b"stored":
+                self._clock.set(int(record[b"created_at"]))
+            return self._job(record), verdict == b"replayed"
+        raise RedisUnavailable("Redis answered too late")
 
     async def get(self, job_id: str) -> Job:
         """The job. Raises JobNotFound, or JobGone within a day after it was purged."""
         record = await store.read_record(self.client, job_id)
-        if record is None or b"status" not in record:
+        if record is None:
             raise await self._missing(job_id)
         return self._job(record)
 
@@ -203,6 +255,23 @@ class Queue:
 
     def _job(self, record: Record) -> Job:
         return job_from_record(record, prefix=self._prefix)
+
+
+class _RedisClock:
+    """Redis's time as last seen: so that a call can say in Redis's own time until when its answer is awaited."""
+
+    def __init__(self) -> None:
+        self._ahead_ms: float | None = None
+
+    def set(self, redis_ms: int) -> None:
+        """Redis has just said what time it is."""
+        self._ahead_ms = redis_ms - time.monotonic() * 1000
+
+    def deadline(self) -> int:
+        """When a call that is made now is given up, in ms of Redis's time; 0 while that is not known."""
+        if self._ahead_ms is None:
+            return 0
+        return round(time.monotonic() * 1000 + self._ahead_ms + PATIENCE_SECONDS * 1000)
 
 
 def pairs(flat: Sequence[bytes]) -> Record:

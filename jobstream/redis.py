@@ -110,7 +110,6 @@ class UrlSource:
             "socket_timeout": timeout,
             "socket_connect_timeout": connect_timeout,
             "max_connections": max_connections,
-            "health_check_interval": 15,
             # OSError: a refused connection is raised as such inside redis-py's connect.
             "retry_on_error": [
                 exceptions.ConnectionError,

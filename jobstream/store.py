@@ -48,8 +48,9 @@ class Page(NamedTuple):
 
 
 async def read_record(client: Redis, job_id: str) -> Record | None:
-    """The job's record, or None."""
-    return await cast("Awaitable[Record]", client.hgetall(keys.record(job_id))) or None
+    """The job's record, or None: also for a hash of single fields, which a write after the record's expiry leaves."""
+    record = await cast("Awaitable[Record]", client.hgetall(keys.record(job_id)))
+    return record if b"status" in record else None
 
 
 async def was_purged(client: Redis, job_id: str) -> bool:

@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api import problems
-from jobstream_api.openapi import OpenApi
+from jobstream_api.openapi import FAILURE, OpenApi
 from jobstream_api.problems import ProblemRoute
 from jobstream_api.routes import events, health, jobs, results, tasks
 from jobstream_api.service import Service
@@ -58,11 +58,12 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
     problems.install(app)
     _add_docs(app, service)
-    app.include_router(create_router(service))
+    app.include_router(create_router(service), responses=FAILURE)
     return app
 
 

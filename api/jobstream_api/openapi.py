@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,10 +11,12 @@ from fastapi import FastAPI
 from jobstream.catalogue import Announcement
 from jobstream.files import FILE_MARK
 from jobstream.job import Job
+from jobstream_api.body import takes_many
 from jobstream_api.problems import MEDIA_TYPE
 from jobstream_api.service import Service
 
 _COMPONENTS = "#/components/schemas/"
+_DEFINITIONS = "#/$defs/"
 
 _PROBLEM: dict[str, Any] = {
     "title": "Problem",
@@ -60,6 +63,12 @@ _RESULT_ERRORS = {
 }
 
 
+FAILURE: dict[int | str, dict[str, Any]] = {
+    "default": {"description": "A failure", "content": {MEDIA_TYPE: {"schema": {"$ref": _COMPONENTS + "Problem"}}}}
+}
+"""What every operation may answer; the document that names it must be made by `OpenApi`."""
+
+
 class OpenApi:
     """Made anew when the catalogue changes, and only then."""
 
@@ -72,6 +81,7 @@ class OpenApi:
         book = self._service.tasks
         if self._made is None or self._made[0] != book.version:
             document = copy.deepcopy(self._base())
+            document["components"]["schemas"]["Problem"] = _PROBLEM
             for task in book.tasks.values():
                 add_task(document, task)
             self._made = (book.version, document)
@@ -81,13 +91,13 @@ class OpenApi:
 def add_task(document: dict[str, Any], task: Announcement) -> None:
     """Add the operations of one task to an OpenAPI document."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas.setdefault("Problem", _PROBLEM)
     if "Job" not in schemas:
-        _add_schema(schemas, "Job", Job.model_json_schema(mode="serialization"), prefix="")
-    parts = [part.capitalize() for part in task.name.replace("_", "-").split("-")]
-    camel = "".join(parts)
-    input_ref = _add_schema(schemas, f"{camel}Input", _as_form(task), prefix=f"{camel}Input")
-    output_ref = _add_schema(schemas, f"{camel}Result", task.output_schema, prefix=f"{camel}Result")
+        _add_schema(schemas, "Job", Job.model_json_schema(mode="serialization"))
+    camel = "".join(part.capitalize() for part in task.name.split("-"))
+    bodies = {
+        media_type: {"schema": _add_schema(schemas, camel + kind, schema)} for media_type, kind, schema in _inputs(task)
+    }
+    output_ref = _add_schema(schemas, f"{camel}Result", task.output_schema)
     accepted = {
         "description": "Accepted: poll `Location` for the result, or follow the events",
         "headers": {
@@ -112,7 +122,7 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
             "summary": task.summary,
             "description": task.description,
             "parameters": _submit_parameters(),
-            "requestBody": {"required": True, "content": _contents(task, input_ref)},
+            "requestBody": {"required": True, "content": bodies},
             "responses": {str(task.accepted_status): accepted, **_problems(_SUBMIT_ERRORS)},
         }
     }
@@ -148,57 +158,51 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
     }
 
 
-def _contents(task: Announcement, reference: dict[str, Any]) -> dict[str, Any]:
-    """JSON unless files are required, multipart where there are file fields."""
-    content: dict[str, Any] = {}
+def _inputs(task: Announcement) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Media type, kind and schema of what a submit takes: JSON has no files, multipart has them as binary parts."""
     if not set(task.file_fields) & set(task.input_schema.get("required", ())):
-        content["application/json"] = {"schema": reference}
+        yield "application/json", "Input", _with_files(task, {})
     if task.file_fields:
-        content["multipart/form-data"] = {"schema": reference}
-    return content
+        yield "multipart/form-data", "Form", _with_files(task, {name: _binary(task, name) for name in task.file_fields})
 
 
-def _as_form(task: Announcement) -> dict[str, Any]:
-    """The input schema with uploads as what a client sends: binary parts."""
-    schema = copy.deepcopy(task.input_schema)
-    for name in task.file_fields:
-        field = schema["properties"][name]
-        binary: dict[str, Any] = {"type": "string", "format": "binary"}
-        many = field.get("type") == "array" or any(option.get("type") == "array" for option in field.get("anyOf", ()))
-        kept = {key: field[key] for key in ("title", "description", "minItems", "maxItems") if key in field}
-        schema["properties"][name] = kept | ({"type": "array", "items": binary} if many else binary)
+def _with_files(task: Announcement, files: dict[str, Any]) -> dict[str, Any]:
+    """The input schema with these properties as its file fields, and without what an upload is to the task."""
+    schema = task.input_schema
+    others = {name: value for name, value in schema.get("properties", {}).items() if name not in task.file_fields}
+    definitions = {name: value for name, value in schema.get("$defs", {}).items() if not value.get(FILE_MARK)}
+    return schema | {"properties": others | files, "$defs": definitions}
+
+
+def _binary(task: Announcement, name: str) -> dict[str, Any]:
+    field = task.input_schema["properties"][name]
+    binary: dict[str, Any] = {"type": "string", "format": "binary"}
+    kept = {key: field[key] for key in ("title", "description", "minItems", "maxItems") if key in field}
+    return kept | ({"type": "array", "items": binary} if takes_many(field) else binary)
+
+
+def _add_schema(schemas: dict[str, Any], name: str, schema: dict[str, Any]) -> dict[str, str]:
+    """Move a JSON Schema and its definitions into the components, the definitions' names behind its own."""
     definitions = schema.get("$defs", {})
-    for name in [name for name, definition in definitions.items() if definition.get(FILE_MARK)]:
-        del definitions[name]
-    return schema
-
-
-def _add_schema(schemas: dict[str, Any], name: str, schema: dict[str, Any], *, prefix: str) -> dict[str, str]:
-    """Move a JSON Schema and its definitions into the components, under names of its own."""
-    schema = copy.deepcopy(schema)
-    definitions = schema.pop("$defs", {})
+    schemas[name] = _moved({key: value for key, value in schema.items() if key != "$defs"}, name)
     for key, definition in definitions.items():
-        schemas[prefix + key] = _moved(definition, prefix)
-    schemas[name] = _moved(schema, prefix)
+        schemas[name + key] = _moved(definition, name)
     return {"$ref": _COMPONENTS + name}
 
 
 def _moved(node: Any, prefix: str) -> Any:
+    """A copy whose pointers (`$ref`, and the mapping of a discriminator) lead to the components."""
     if isinstance(node, dict):
-        return {
-            key: _COMPONENTS + prefix + value.removeprefix("#/$defs/")
-            if key == "$ref" and isinstance(value, str)
-            else _moved(value, prefix)
-            for key, value in node.items()
-        }
+        return {key: _moved(value, prefix) for key, value in node.items()}
     if isinstance(node, list):
         return [_moved(item, prefix) for item in node]
+    if isinstance(node, str) and node.startswith(_DEFINITIONS):
+        return _COMPONENTS + prefix + node.removeprefix(_DEFINITIONS)
     return node
 
 
 def _problems(errors: dict[str, str]) -> dict[str, Any]:
-    content = {MEDIA_TYPE: {"schema": {"$ref": _COMPONENTS + "Problem"}}}
-    return {status: {"description": text, "content": content} for status, text in errors.items()}
+    return {status: FAILURE["default"] | {"description": text} for status, text in errors.items()}
 
 
 def _submit_parameters() -> list[dict[str, Any]]:
@@ -207,6 +211,7 @@ def _submit_parameters() -> list[dict[str, Any]]:
         "delay": ("Seconds to wait before it runs", {"type": "number", "minimum": 0}),
         "run_at": ("Time to run it at (RFC 3339)", {"type": "string", "format": "date-time"}),
         "queue": ("Queue, instead of the task's own", {"type": "string"}),
+        "priority": ("Higher runs first", {"type": "integer", "minimum": -100, "maximum": 100, "default": 0}),
         "tags": ("Tags to find it by", {"type": "array", "items": {"type": "string"}}),
         "timeout": ("Seconds an attempt may take", seconds),
         "ttl": ("Seconds the finished record is kept", seconds),

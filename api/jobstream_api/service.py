@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator
 
 from redis.asyncio import Redis
 
+from jobstream.cancellation import cancel
 from jobstream.catalogue import Announcement, find, read_catalogue, read_version
 from jobstream.errors import RedisUnavailable, UnknownTask
 from jobstream.events import read_epoch
 from jobstream.files import FileStore
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
+from jobstream.store import read_record
 from jobstream_api.live.hub import Hub
 from jobstream_api.settings import ApiSettings
 from jobstream_api.validation import InputValidator
@@ -55,8 +57,9 @@ class TaskBook:
 
     async def refresh(self) -> None:
         """Read the catalogue if its version has changed. Raises redis-py's errors."""
-        self._looked_at = time.monotonic()
-        if await read_version(self._client) == self.version:
+        version = await read_version(self._client)
+        self._looked_at = time.monotonic()  # not before: while Redis is away, nobody can say that a task is unknown
+        if version == self.version:
             return
         self.version, announced = await read_catalogue(self._client)
         for name, task in announced.items():
@@ -69,16 +72,6 @@ class TaskBook:
         for name in self._validators.keys() - announced.keys():
             del self._validators[name]
         self._announced = announced
-
-    async def keep_fresh(self) -> None:
-        """Refresh for ever; while Redis is away, what was known stays known."""
-        while True:
-            try:
-                await self.refresh()
-            except Exception as error:
-                if not is_unavailable(error):
-                    logger.exception("the catalogue cannot be read")
-            await asyncio.sleep(REFRESH_SECONDS)
 
 
 class Service:
@@ -93,6 +86,8 @@ class Service:
         self.tasks = TaskBook(self.client)
         self.hub = Hub(source)
         self.files = FileStore(settings.files_dir)
+        self.uploads_in_doubt: set[str] = set()
+        """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""
         self.draining = False
         self._epoch: str | None = None
 
@@ -111,13 +106,29 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Keep the catalogue fresh and the hub listening."""
         async with self.hub.running():
-            refresher = asyncio.create_task(self.tasks.keep_fresh(), name="catalogue")
+            refresher = asyncio.create_task(self._keep_up(), name="service")
             try:
                 yield
             finally:
-                refresher.cancel()
-                await asyncio.wait({refresher})
+                await cancel(refresher)
                 await self.client.aclose()
+
+    async def _keep_up(self) -> None:
+        """Refresh the catalogue for ever; while Redis is away, what was known stays known."""
+        while True:
+            try:
+                await self.tasks.refresh()
+                await self._settle_uploads()
+            except Exception as error:
+                if not is_unavailable(error):
+                    logger.exception("the catalogue cannot be read")
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    async def _settle_uploads(self) -> None:
+        for job_id in list(self.uploads_in_doubt):
+            if await read_record(self.client, job_id) is None:
+                await asyncio.to_thread(self.files.remove, job_id)
+            self.uploads_in_doubt.discard(job_id)
 
     async def ping(self, timeout: float) -> None:
         """Raises RedisUnavailable unless Redis answers in `timeout` seconds."""

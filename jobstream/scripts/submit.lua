@@ -1,20 +1,34 @@
 -- Store a job and put it on its queue: record, log, indexes, arq's keys, event and wake-up, all or nothing.
 -- KEYS  1 the queue's zset
 -- ARGV  1 id   2 queue's name   3 task   4 payload   5 delay (ms)   6 run at (ms, 0: now)   7 how long it may wait (ms)
---       8 tags, separated by spaces   9 priority   10… more fields of the record: name, value, …
--- Returns {1, record} as stored; {0, record} when the id is taken (a repeated call gets its own job back).
+--       8 tags, separated by spaces   9 until when the caller waits (ms, 0: for ever)   10 idempotency key or ''
+--       11 fingerprint of the request   12… more fields of the record: name, value, …
+-- Returns {'stored', record}; {'taken', record} when the id is (a repeated call gets its own job back); {'replayed',
+-- record} when the idempotency key stands for that job; {'mismatch'} when it stands for another request; {'late', now}
+-- when the caller has given up: Redis was frozen, and what was answered with an error must not happen afterwards.
 local id, queue_name, task = ARGV[1], ARGV[2], ARGV[3]
-local record = RECORD .. id
-if redis.call('EXISTS', record, ARQ_JOB .. id, ARQ_RESULT .. id) > 0 then
-  return {0, redis.call('HGETALL', record)}
-end
+local record, key = RECORD .. id, IDEMPOTENCY .. ARGV[10]
 local now = now_ms()
+if redis.call('EXISTS', record, ARQ_JOB .. id, ARQ_RESULT .. id) > 0 then
+  return {'taken', redis.call('HGETALL', record)}
+end
+if ARGV[10] ~= '' then
+  local held = redis.call('HMGET', key, 'print', 'id')
+  if held[1] and redis.call('EXISTS', RECORD .. held[2]) == 1 then
+    if held[1] ~= ARGV[11] then return {'mismatch'} end
+    return {'replayed', redis.call('HGETALL', RECORD .. held[2])}
+  end
+end
+if tonumber(ARGV[9]) > 0 and now > tonumber(ARGV[9]) then return {'late', now} end
+if ARGV[10] ~= '' then
+  redis.call('HSET', key, 'print', ARGV[11], 'id', id)
+  redis.call('PEXPIRE', key, 86400000)
+end
 local due = math.max(now + tonumber(ARGV[5]), tonumber(ARGV[6]))
 local status = due > now and 'scheduled' or 'queued'
 redis.call('HSET', record, 'id', id, 'task', task, 'queue', queue_name, 'attempt', 0, 'created_at', whole(now), 'tags', ARGV[8])
-if #ARGV > 9 then redis.call('HSET', record, unpack(ARGV, 10)) end
-local priority = tonumber(ARGV[9])
-if priority ~= 0 then redis.call('HSET', record, 'priority', priority) end
+if #ARGV > 11 then redis.call('HSET', record, unpack(ARGV, 12)) end
+local priority = tonumber(redis.call('HGET', record, 'priority') or 0)
 if due > now then redis.call('HSET', record, 'run_at', whole(due)) end
 set_status(id, status)
 redis.call('ZADD', INDEX, whole(now), id)
@@ -31,4 +45,4 @@ end
 say_status(id, status, 0, now)
 keep_until(id, now + wait)
 redis.call('PUBLISH', WAKE .. queue_name, id)
-return {1, redis.call('HGETALL', record)}
+return {'stored', redis.call('HGETALL', record)}

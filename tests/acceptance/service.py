@@ -62,6 +62,10 @@ class Service:
                 raise AssertionError(f"{otherwise}; the end of the log:\n{self.log.read_text()[-4000:]}")
             time.sleep(0.02)
 
+    def knows(self, task: str) -> bool:
+        """Whether the API lists the task."""
+        return self._answers(f"/tasks/{task}")
+
     def stored_files(self) -> set[str]:
         """Paths of all uploads, and of directories that were made for them."""
         return {str(path.relative_to(self.files)) for path in self.files.rglob("*")}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import httpx2
 import pytest
+import redis
 
 from tests.acceptance.acceptance_tasks import SECRET
+from tests.acceptance.service import Service
 from tests.acceptance.wire import Puppet, done, events, problem, submit, until
 
 UNKNOWN = "01JD0000000000000000000000"
@@ -98,3 +100,18 @@ async def test_a_result_of_null_is_a_result(http: httpx2.AsyncClient) -> None:
     job = await done(http, await submit(http, "echo", {"value": None}))
     response = await http.get(f"/echo/{job['id']}")
     assert (response.status_code, response.content) == (200, b"null")
+
+
+async def test_what_is_left_of_a_record_is_no_job(http: httpx2.AsyncClient, service: Service) -> None:
+    if service.redis_url is None:
+        pytest.skip("nobody else writes into fakeredis")
+    key = f"jobstream:job:{UNKNOWN}"
+    with redis.Redis.from_url(service.redis_url) as client:
+        client.hset(key, "progress", "{}")  # what a write after the record's expiry leaves
+        try:
+            problem(await http.get(f"/echo/{UNKNOWN}"), 404, "job-not-found")
+            problem(await http.get(f"/jobs/{UNKNOWN}"), 404, "job-not-found")
+            problem(await http.get(f"/jobs/{UNKNOWN}/events"), 404, "job-not-found")
+            problem(await http.post(f"/jobs/{UNKNOWN}/cancel"), 404, "job-not-found")
+        finally:
+            client.delete(key)

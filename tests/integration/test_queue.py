@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from arq.jobs import Job as ArqJob
 from arq.jobs import JobStatus as ArqStatus
 
 from jobstream import events, keys, store
-from jobstream.errors import InvalidParameter, JobGone, JobNotFound
+from jobstream.errors import InvalidParameter, JobGone, JobNotFound, RedisUnavailable
 from jobstream.job import JobStatus
 from jobstream.queue import Queue, SubmitOptions
 from jobstream.serialize import deserialize
@@ -144,7 +145,7 @@ async def test_a_running_job_is_purged_when_it_has_ended(queue: Queue, client: A
     await AttemptWriter(client, claimed).finish(outcome(JobStatus.CANCELLED, b""), keep_arq_result=0)
     with pytest.raises(JobGone):
         await queue.get(job.id)
-    assert await client.keys("*") == [keys.tombstone(job.id).encode()]
+    assert set(await client.keys("*")) == {keys.tombstone(job.id).encode(), keys.CONTACT.encode()}
 
 
 async def test_lists_are_filtered_paged_newest_first_and_complete(queue: Queue) -> None:
@@ -288,4 +289,18 @@ async def test_scripts_survive_a_flush_of_the_script_cache(queue: Queue, client:
     await queue.submit("words", {})
     await client.script_flush()
     await queue.submit("words", {})
+    assert await client.zcard(keys.queue("default")) == 2
+
+
+async def test_a_submit_that_redis_executes_too_late_is_not_stored(queue: Queue, client: ArqRedis) -> None:
+    """Its caller was told that it failed: it must not happen afterwards."""
+    await queue.submit("words", {})
+    queue._clock.set(int(time.time() * 1000) - 60_000)  # as if it had waited for a minute on the way
+    job = await queue.submit("words", {})  # refused, then tried again with the clock set
+    assert job.status is JobStatus.QUEUED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobstream.queue.PATIENCE_SECONDS", -60.0)
+        with pytest.raises(RedisUnavailable):
+            await queue.submit("words", {}, job_id="late")
+    assert await client.exists(keys.record("late"), keys.arq_job("late")) == 0
     assert await client.zcard(keys.queue("default")) == 2

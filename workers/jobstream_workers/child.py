@@ -101,7 +101,7 @@ class Child:
                 attempt=start.attempt,
                 max_attempts=start.max_attempts,
                 outbox=outbox,
-                files=self._files,
+                files=self._files.of(start.job_id),
                 cancelled=self._cancelled,
             )
             return Returned(call(task, msgspec.json.decode(start.data), job, self._cancelled))

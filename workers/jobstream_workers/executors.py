@@ -114,6 +114,6 @@ class Executors:
             attempt=execution.attempt,
             max_attempts=execution.max_attempts,
             outbox=execution.outbox,
-            files=self._files,
+            files=self._files.of(execution.job_id),
             cancelled=execution.cancelled,
         )

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from jobstream.catalogue import read_workers
-from jobstream.errors import RedisUnavailable
+from jobstream.errors import Draining
 from jobstream.redis import DURABILITY
 from jobstream_api.service import Service
 
@@ -45,7 +45,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         verbose: Annotated[str | None, Query(description="Give any value to be told more")] = None,
     ) -> Response:
         if service.draining:
-            raise RedisUnavailable("The process is shutting down")
+            raise Draining("Another replica takes over")
         await service.ping(READY_SECONDS)
         if verbose is None:
             return JSONResponse({"status": "ok"})

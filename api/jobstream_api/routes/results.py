@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
@@ -11,15 +14,17 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from jobstream.errors import JobGone, JobNotFound
+from jobstream.errors import InvalidParameter, JobGone, JobNotFound
 from jobstream.job import Job, JobStatus, job_from_record, new_job_id
 from jobstream.queue import SubmitOptions
+from jobstream.redis import is_unavailable
 from jobstream.store import read_record
 from jobstream.task import RESERVED_NAMES
 from jobstream_api.body import BodyReader
 from jobstream_api.problems import problem_response
 from jobstream_api.routes.jobs import purged
 from jobstream_api.service import Service
+from jobstream_api.validation import InputValidator
 from jobstream_api.wire import accepted, accepts_html, job_response, monitor_link
 
 
@@ -32,6 +37,9 @@ class TaskConvertor(StringConvertor):
 register_url_convertor("task", TaskConvertor())
 
 
+_KEY = re.compile(r"[\x20-\x7e]{1,255}\Z")
+
+
 class SubmitQuery(BaseModel):
     """The query options of a submit. Times in seconds."""
 
@@ -40,6 +48,7 @@ class SubmitQuery(BaseModel):
     delay: float = 0.0
     run_at: datetime | None = None
     queue: str | None = None
+    priority: int = 0
     tags: list[str] = []
     timeout: float | None = None
     ttl: float | None = None
@@ -47,9 +56,7 @@ class SubmitQuery(BaseModel):
     def options(self) -> SubmitOptions:
         """As the queue takes them; tags may be repeated or separated by commas."""
         tags = [tag.strip() for text in self.tags for tag in text.split(",") if tag.strip()]
-        return SubmitOptions(
-            delay=self.delay, run_at=self.run_at, queue=self.queue, tags=tags, timeout=self.timeout, ttl=self.ttl
-        )
+        return SubmitOptions(**(self.model_dump() | {"tags": tags}))
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
@@ -62,11 +69,12 @@ def add_routes(router: APIRouter, service: Service) -> None:
         announced = validator.task
         options = query.options()
         options.check()
+        key = _idempotency_key(request)
         job_id = new_job_id()
         reader = BodyReader(request, validator, service.settings, service.files, job_id)
         try:
             data = await reader.read()
-            job = await service.queue.submit(
+            job, replayed = await service.queue.submit_once(
                 task,
                 data,
                 options=options,
@@ -74,11 +82,21 @@ def add_routes(router: APIRouter, service: Service) -> None:
                 default_ttl=announced.ttl,
                 max_attempts=announced.max_attempts,
                 job_id=job_id,
+                key=f"{task}:{key}" if key else "",
+                fingerprint=_fingerprint(request, data, validator) if key else "",
             )
-        except BaseException:
-            service.files.remove(job_id)
+        except Exception as error:
+            if is_unavailable(error):  # it may have been stored, and need its files
+                service.uploads_in_doubt.add(job_id)
+            else:
+                service.files.remove(job_id)
             raise
-        return accepted(job, request, status=303 if accepts_html(request) else announced.accepted_status)
+        if replayed:
+            service.files.remove(job_id)
+        response = accepted(job, request, status=303 if accepts_html(request) else announced.accepted_status)
+        if replayed:
+            response.headers["Idempotent-Replayed"] = "true"
+        return response
 
     @router.api_route("/{task:task}", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def only_post(task: str) -> Response:
@@ -103,6 +121,31 @@ def add_routes(router: APIRouter, service: Service) -> None:
     async def purge(task: str, job_id: str) -> Response:
         _check_task(await service.queue.get(job_id), task)
         return purged(await service.queue.purge(job_id), service)
+
+
+def _idempotency_key(request: Request) -> str:
+    """The Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a quoted string; a bare token is accepted."""
+    text = request.headers.get("idempotency-key", "").strip()
+    if text.startswith('"') and text.endswith('"') and len(text) > 1:
+        text = text[1:-1]
+    if not text:
+        return ""
+    if not _KEY.match(text):
+        raise InvalidParameter("Idempotency-Key is a quoted string of 1 to 255 visible characters")
+    return text
+
+
+def _fingerprint(request: Request, data: dict[str, Any], validator: InputValidator) -> str:
+    """SHA-256 of all that the request asks for. Files count by name and content, not by where they were stored."""
+    plain = dict(data)
+    for name in validator.task.file_fields:
+        files = plain.get(name)
+        if isinstance(files, list):
+            plain[name] = [file | {"key": ""} for file in files]
+        elif isinstance(files, dict):
+            plain[name] = files | {"key": ""}
+    query = sorted(request.query_params.multi_items())
+    return hashlib.sha256(json.dumps([plain, query], sort_keys=True).encode()).hexdigest()
 
 
 def _check_task(job: Job, task: str) -> None:
