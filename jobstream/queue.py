@@ -22,7 +22,7 @@ from jobstream.errors import (
     JobNotFound,
     RedisUnavailable,
 )
-from jobstream.job import Job, Record, job_from_record, new_job_id
+from jobstream.job import Job, JobStatus, Record, job_from_record, new_job_id
 from jobstream.problem import job_problem
 from jobstream.scripts import Argument, Script
 from jobstream.serialize import serialize
@@ -168,15 +168,17 @@ class Queue:
             fields["priority"] = options.priority
         if owner is not None:
             fields["owner"] = owner
+        job_id = job_id or new_job_id()
+        tags = " ".join(dict.fromkeys(options.tags))
         before: list[Argument] = [
-            job_id or new_job_id(),
+            job_id,
             queue,
             task,
             _payload(task, data),
             round(options.delay * 1000),
             round(options.run_at.timestamp() * 1000) if options.run_at else 0,
             round(LIVE_SECONDS * 1000),
-            " ".join(dict.fromkeys(options.tags)),
+            tags,
         ]
         after: list[Argument] = [key, fingerprint, *(part for pair in fields.items() for part in pair)]
         for _ in range(2):  # the second time with a clock that was set by the first
@@ -188,10 +190,14 @@ class Queue:
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
-            record = pairs(rest[0])
-            if verdict == b"stored":
-                self._clock.set(int(record[b"created_at"]))
-            return self._job(record), verdict == b"replayed"
+            if verdict != b"stored":
+                return self._job(pairs(rest[0])), verdict == b"replayed"
+            now, due = map(int, rest)
+            self._clock.set(now)
+            status = JobStatus.SCHEDULED if due > now else JobStatus.QUEUED
+            stored = {"id": job_id, "task": task, "queue": queue, "status": status, "version": 1, "created_at": now}
+            stored |= fields | {"tags": tags} | ({"run_at": due} if due > now else {})
+            return self._job({name.encode(): str(value).encode() for name, value in stored.items()}), False
         raise RedisUnavailable("Redis answered too late")
 
     async def get(self, job_id: str) -> Job:

@@ -5,9 +5,9 @@
 local id = ARGV[1]
 if not holds(id, ARGV[2]) then return 0 end
 local record = RECORD .. id
-redis.call('ZREM', EXPIRY, expiry_member(id))
+redis.call('ZREM', EXPIRY, stored_expiry_member(id))
 redis.call('HSET', record, 'task', ARGV[3], 'created_at', ARGV[4], 'ttl', ARGV[5], 'tags', '')
 redis.call('ZADD', INDEX, ARGV[4], id)
 redis.call('ZADD', INDEX_TASK .. ARGV[3], ARGV[4], id)
-redis.call('ZADD', EXPIRY, whole(now_ms() + redis.call('PTTL', record)), expiry_member(id))
+redis.call('ZADD', EXPIRY, whole(now_ms() + redis.call('PTTL', record)), stored_expiry_member(id))
 return 1

@@ -15,17 +15,15 @@ elseif redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 1 then
   local now = now_ms()
   if purge then redis.call('HSET', record, 'purge', '1') end
   if status ~= 'cancelling' then
-    set_status(id, 'cancelling')
-    say_status(id, 'cancelling', redis.call('HGET', record, 'attempt'), now)
+    set_status(id, 'cancelling', now)
   end
   redis.call('ZADD', ARQ_ABORT, whole(now), id)
   redis.call('PUBLISH', CONTROL .. (redis.call('HGET', record, 'worker') or ''), 'cancel ' .. id)
 else
   verdict = 'cancelled'
-  redis.call('HSET', record, 'error', ARGV[3])
   redis.call('ZREM', PROMOTE .. redis.call('HGET', record, 'queue'), id)
   redis.call('ZREM', PARKED .. (redis.call('HGET', record, 'task') or ''), id)
-  finish(id, KEYS[1], 'cancelled', now_ms())
+  finish(id, KEYS[1], 'cancelled', now_ms(), 'error', ARGV[3])
 end
 local stored = redis.call('HGETALL', record)
 if purge and verdict ~= 'cancelling' then forget(id) end

@@ -32,10 +32,13 @@ local function may_run(id, task, due)
   return false
 end
 
+-- Whether anybody asked a stock worker to stop anything: nobody, mostly.
+local aborts = redis.call('EXISTS', ARQ_ABORT) == 1
+
 -- False when the entry stays where it is, true when it has moved on: taken, or held back.
 local function take(id, due)
   local record = RECORD .. id
-  local old = redis.call('HMGET', record, 'status', 'timeout', 'task', 'worker', 'crashes', 'created_at', 'spent')
+  local old = redis.call('HMGET', record, 'status', 'timeout', 'task', 'worker', 'crashes', 'created_at', 'spent', 'version', 'run_at')
   local taken_over = old[4] and (old[1] == 'running' or old[1] == 'cancelling')
   if taken_over and grace then return false end
   if not may_run(id, old[3], due) then return true end
@@ -45,23 +48,27 @@ local function take(id, due)
   local token = worker .. '#' .. attempt .. '#' .. whole(now)
   redis.call('SET', ARQ_IN_PROGRESS .. id, token, 'PX', whole(lease))
   redis.call('ZADD', queue, 'XX', whole(now + lease), id)
+  local created_at = old[6] or whole(now)
   if not old[6] then
-    redis.call('HSET', record, 'id', id, 'queue', queue_name, 'created_at', whole(now), 'max_attempts', 1)
-    redis.call('ZADD', INDEX, whole(now), id)
+    redis.call('HSET', record, 'id', id, 'queue', queue_name, 'created_at', created_at, 'max_attempts', 1)
+    redis.call('ZADD', INDEX, created_at, id)
   end
   local crashes = tonumber(old[5] or 0)
   if taken_over then crashes = redis.call('HINCRBY', record, 'crashes', 1) end
-  local stop = old[1] == 'cancelling' or redis.call('ZSCORE', ARQ_ABORT, id)
+  local stop = old[1] == 'cancelling' or (aborts and redis.call('ZSCORE', ARQ_ABORT, id))
   local status = stop and 'cancelling' or 'running'
-  set_status(id, status)
-  redis.call('HSET', record, 'attempt', attempt, 'worker', worker, 'token', token, 'started_at', whole(now))
-  redis.call('HDEL', record, 'run_at')
+  local version = (tonumber(old[8]) or 0) + 1
+  redis.call('HSET', record, 'status', status, 'version', version, 'attempt', attempt, 'worker', worker,
+    'token', token, 'started_at', whole(now))
+  if old[9] then redis.call('HDEL', record, 'run_at') end
+  move(id, old[1], status, created_at)
   if redis.call('PTTL', record) < live / 2 then
     if payload then redis.call('PEXPIRE', ARQ_JOB .. id, whole(live)) end
     keep_until(id, now + live)
   end
-  say_status(id, status, attempt, now, ',"worker":"' .. worker .. '"')
-  answer[#answer + 1] = {id, token, attempt, payload or '', old[2] or '', stop and 1 or 0, old[6] and 1 or 0, crashes, tonumber(old[7] or 0)}
+  tell(id, version, 'status', status_data(status, attempt, ',"worker":"' .. worker .. '"'), now)
+  answer[#answer + 1] = {id, token, attempt, payload or '', old[2] or '', stop and 1 or 0, old[6] and 1 or 0, crashes,
+    tonumber(old[7] or 0)}
   return true
 end
 

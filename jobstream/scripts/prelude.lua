@@ -11,40 +11,55 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
--- One more version of the job; durable events go to the log, all of them ring the bell.
-local function say(id, kind, data, now)
-  local version = redis.call('HINCRBY', RECORD .. id, 'version', 1)
+-- An event of the job: durable ones go to the log, all of them ring the bell. `version` is the job's, already counted up.
+local function tell(id, version, kind, data, now)
   if kind ~= 'progress' then
     redis.call('XADD', LOG .. id, 'MAXLEN', '~', LOG_ENTRIES, version .. '-0', 'e', kind, 't', whole(now), 'd', data)
   end
   redis.call('PUBLISH', EVENTS .. id, version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data)
+end
+
+local function say(id, kind, data, now)
+  local version = redis.call('HINCRBY', RECORD .. id, 'version', 1)
+  tell(id, version, kind, data, now)
   return version
 end
 
-local function say_status(id, status, attempt, now, more)
-  return say(id, 'status', '{"status":"' .. status .. '","attempt":' .. (attempt or 0) .. (more or '') .. '}', now)
+local function status_data(status, attempt, more)
+  return '{"status":"' .. status .. '","attempt":' .. (attempt or 0) .. (more or '') .. '}'
 end
 
--- Change the status field and its index together.
-local function set_status(id, status)
-  local old = redis.call('HGET', RECORD .. id, 'status')
+-- Move the job from one status's index to another's; the record's field is the caller's to set.
+local function move(id, old, new, created_at)
+  if old == new then return end
   if old then redis.call('ZREM', INDEX_STATUS .. old, id) end
+  redis.call('ZADD', INDEX_STATUS .. new, created_at, id)
+end
+
+-- A change of status alone: field, index, event.
+local function set_status(id, status, now, more)
+  local old = redis.call('HMGET', RECORD .. id, 'status', 'created_at', 'attempt')
   redis.call('HSET', RECORD .. id, 'status', status)
-  redis.call('ZADD', INDEX_STATUS .. status, redis.call('HGET', RECORD .. id, 'created_at'), id)
+  move(id, old[1], status, old[2])
+  say(id, 'status', status_data(status, old[3], more), now)
 end
 
 -- What the sweep must know when the record itself has expired: `id task tag tag…`.
-local function expiry_member(id)
-  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags')
-  local member = id .. ' ' .. (record[1] or '')
-  if record[2] and record[2] ~= '' then member = member .. ' ' .. record[2] end
+local function expiry_member(id, task, tags)
+  local member = id .. ' ' .. (task or '')
+  if tags and tags ~= '' then member = member .. ' ' .. tags end
   return member
 end
 
-local function keep_until(id, deadline)
+local function stored_expiry_member(id)
+  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags')
+  return expiry_member(id, record[1], record[2])
+end
+
+local function keep_until(id, deadline, member)
   redis.call('PEXPIREAT', RECORD .. id, whole(deadline))
   redis.call('PEXPIREAT', LOG .. id, whole(deadline))
-  redis.call('ZADD', EXPIRY, whole(deadline), expiry_member(id))
+  redis.call('ZADD', EXPIRY, whole(deadline), member or stored_expiry_member(id))
 end
 
 local function leave_indexes(id, member)
@@ -62,7 +77,7 @@ end
 
 -- Remove all that the job owns; a tombstone says for a day that it was there.
 local function forget(id)
-  leave_indexes(id, expiry_member(id))
+  leave_indexes(id, stored_expiry_member(id))
   redis.call('DEL', RECORD .. id, LOG .. id, ARQ_JOB .. id, ARQ_RESULT .. id, ARQ_RETRY .. id, ARQ_IN_PROGRESS .. id)
   redis.call('SET', TOMBSTONE .. id, '1', 'PX', 86400000)
 end
@@ -77,24 +92,27 @@ local function leave_running(id, queue, task)
   end
 end
 
--- The end of a job: record, arq's keys and the last event together.
-local function finish(id, queue, status, now)
+-- The end of a job: record, indexes, arq's keys and the last event together. More fields of the record may follow.
+local function finish(id, queue, status, now, ...)
   local record = RECORD .. id
-  if status ~= 'succeeded' then -- the payload stays with the record, so that the job can be run again
+  local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error')
+  local deadline = now + tonumber(old[3] or 86400000)
+  local version = (tonumber(old[7]) or 0) + 1
+  redis.call('HSET', record, 'status', status, 'version', version, 'finished_at', whole(now), 'expires_at', whole(deadline), ...)
+  redis.call('HDEL', record, 'token', 'run_at')
+  if status == 'succeeded' then
+    if old[9] then redis.call('HDEL', record, 'error') end -- of an earlier attempt
+  else -- the payload stays with the record, so that the job can be run again
     local payload = redis.call('GET', ARQ_JOB .. id)
     if payload then redis.call('HSET', record, 'payload', payload) end
   end
-  local fields = redis.call('HMGET', record, 'ttl', 'purge', 'task')
-  local deadline = now + tonumber(fields[1] or 86400000)
-  set_status(id, status)
-  redis.call('HSET', record, 'finished_at', whole(now), 'expires_at', whole(deadline))
-  redis.call('HDEL', record, 'run_at', 'token')
+  move(id, old[1], status, old[2])
   redis.call('DEL', ARQ_JOB .. id, ARQ_IN_PROGRESS .. id, ARQ_RETRY .. id)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', ARQ_ABORT, id)
-  leave_running(id, queue, fields[3])
-  say(id, 'done', status, now)
-  if fields[2] then forget(id) else keep_until(id, deadline) end
+  leave_running(id, queue, old[5])
+  tell(id, version, 'done', status, now)
+  if old[4] then forget(id) else keep_until(id, deadline, expiry_member(id, old[5], old[6])) end
 end
 
 -- True when the attempt that speaks still holds the job: the fence before every write of an attempt. A lease that ran

@@ -16,8 +16,7 @@ redis.call('HSET', record, 'spent', old[3] or 0)
 redis.call('HDEL', record, 'payload', 'error', 'result', 'finished_at', 'expires_at', 'started_at', 'worker', 'progress',
   'crashes')
 redis.call('ZADD', KEYS[1], whole(score(now, redis.call('HGET', record, 'priority'))), id)
-set_status(id, 'queued')
+set_status(id, 'queued', now)
 keep_until(id, now + tonumber(ARGV[3]))
-say_status(id, 'queued', old[3], now)
 redis.call('PUBLISH', WAKE .. ARGV[2], id)
 return {'again', redis.call('HGETALL', record)}

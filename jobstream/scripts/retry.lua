@@ -6,13 +6,12 @@ local id = ARGV[1]
 if not holds(id, ARGV[2]) then return 0 end
 local record, now = RECORD .. id, now_ms()
 local due = now + tonumber(ARGV[3])
-local old = redis.call('HMGET', record, 'errors', 'attempt', 'task')
+local old = redis.call('HMGET', record, 'errors', 'task')
 redis.call('HSET', record, 'error', ARGV[4], 'errors', (old[1] and old[1] .. ',' or '') .. ARGV[4], 'run_at', whole(due))
 redis.call('HDEL', record, 'token', 'worker')
 redis.call('DEL', ARQ_IN_PROGRESS .. id)
 redis.call('ZADD', KEYS[1], whole(due), id)
-set_status(id, 'retrying')
-say_status(id, 'retrying', old[2], now, ',"run_at":' .. whole(due) .. ',"error":' .. ARGV[4])
-leave_running(id, KEYS[1], old[3])
+set_status(id, 'retrying', now, ',"run_at":' .. whole(due) .. ',"error":' .. ARGV[4])
+leave_running(id, KEYS[1], old[2])
 redis.call('PUBLISH', WAKE .. ARGV[5], id)
 return 1
