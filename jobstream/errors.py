@@ -131,7 +131,7 @@ class UnsupportedMediaType(JobstreamError):
 
 
 class RedisUnavailable(JobstreamError):
-    """The store is away for the moment; nothing was accepted"""
+    """The store is away for the moment"""
 
     status = 503
     code = "redis-unavailable"

@@ -74,10 +74,15 @@ class Link(asyncio.Protocol):
             raise self._lost
         packed = hiredis.pack_command(command)  # before anything is noted: it refuses what Redis cannot take
         answer = self._loop.create_future()
+        if not self._waiting:
+            # Redis has nothing to do: it may begin while this turn of the loop goes on.
+            assert self._transport is not None
+            self._transport.write(packed)
+        else:
+            if not self._unsent:
+                self._loop.call_soon(self._flush)
+            self._unsent.append(packed)
         self._waiting.append((answer, self._loop.time() + self._timeout))
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent.append(packed)
         if self._clock is None:
             self._clock = self._loop.call_later(self._timeout, self._check_deadline)
         reply = await answer

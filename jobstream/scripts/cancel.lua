@@ -3,6 +3,7 @@
 -- ARGV  1 id   2 `1` to purge it once it has ended   3 error of one that is cancelled at once (JSON)
 -- Returns {} when there is no record, {'done', record} when it had ended, {'cancelled', record} when it waited,
 -- {'cancelling', record} when it runs. A purged record is returned as it was.
+even_when_full()
 local id, purge = ARGV[1], ARGV[2] == '1'
 local record = RECORD .. id
 local status = redis.call('HGET', record, 'status')

@@ -6,6 +6,7 @@
 -- …}:
 -- `stop` is 1 when the job was told to stop before; `known` is 0 for a job that a stock arq client enqueued; `crashes`
 -- counts the workers that died with it, `spent` the attempts before a client ran it again.
+even_when_full()
 local queue, queue_name, worker = KEYS[1], ARGV[1], ARGV[2]
 local limit, lease, live = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_ms()

@@ -11,6 +11,13 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
+-- Redis at its `maxmemory` refuses what takes memory in a script, but only until the script has written once (script.c,
+-- SCRIPT_WRITE_DIRTY; the same in 6.2): a write that changes nothing lets work that was accepted go on to its end, which
+-- frees memory. Submits do not call this: they are refused.
+local function even_when_full()
+  redis.call('PERSIST', EPOCH)
+end
+
 -- An event of the job: durable ones go to the log, all of them ring the bell. `version` is the job's, already counted up.
 local function tell(id, version, kind, data, now)
   if kind ~= 'progress' then

@@ -2,6 +2,7 @@
 -- KEYS  1 the queue's zset
 -- ARGV  1 id   2 token   3 queue's name
 -- Returns 1, or 0 when the attempt no longer holds the job.
+even_when_full()
 local id = ARGV[1]
 if not holds(id, ARGV[2]) then return 0 end
 local record, now = RECORD .. id, now_ms()

@@ -1,6 +1,7 @@
 -- Renew the leases of all jobs that a worker runs.
 -- ARGV  1 lease (ms)   2… id, token, queue's zset, id, token, queue's zset, …
 -- Returns id, verdict, id, verdict, … for the jobs that need attention: `lost` or `cancel`.
+even_when_full()
 local lease, now, answer = ARGV[1], now_ms(), {}
 after_outage(now, tonumber(lease))
 for at = 2, #ARGV, 3 do

@@ -11,7 +11,7 @@ from jobstream import keys
 from jobstream.queue import LIVE_SECONDS
 from jobstream.scripts import Script
 
-CLAIM_MAX = 100
+CLAIM_MAX = 25
 """Jobs per call: other workers want some too, and a script blocks Redis while it runs."""
 
 NO_LIMITS: Mapping[str, int] = {}
