@@ -29,6 +29,8 @@ class Cron:
             object.__setattr__(self, "_zone", ZoneInfo(self.timezone))
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ConfigurationError(f"there is no time zone {self.timezone!r}") from None
+        if len(self.expression.split()) != 5:  # CronSim takes seconds as a sixth
+            raise ConfigurationError(f"{self.expression!r} is no cron expression: it needs five fields")
         try:
             next(self._ticks(datetime.now(UTC)))
         except CronSimError as error:
@@ -38,7 +40,9 @@ class Cron:
 
     def next_tick(self, after: datetime) -> datetime:
         """The first tick after an aware time, in UTC."""
-        return next(self._ticks(after)).astimezone(UTC)
+        # In the hour that comes twice, CronSim names ticks of the first one also while it is the second.
+        ticks = (tick.astimezone(UTC) for tick in self._ticks(after))
+        return next(tick for tick in ticks if tick > after)
 
     def _ticks(self, after: datetime) -> Iterator[datetime]:
         return CronSim(self.expression, after.astimezone(self._zone))

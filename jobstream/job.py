@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -148,6 +148,11 @@ def job_from_record(record: Record, *, prefix: str = "") -> Job:
             events=f"{prefix}/jobs/{job_id}/events",
         ),
     )
+
+
+def pairs(flat: Sequence[bytes]) -> Record:
+    """A script's HGETALL (name, value, name, value, …) as a record."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def from_ms(value: bytes | int) -> datetime:

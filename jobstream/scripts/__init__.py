@@ -19,12 +19,16 @@ _NAMES = {name: value for name, value in vars(keys).items() if name.isupper() an
 
 
 class Script:
-    """A loaded script. Call it with a client; it is sent whole only when Redis does not know it (EVALSHA → EVAL)."""
+    """A loaded script. Call it with a client; it is sent whole only when Redis does not know it (EVALSHA → EVAL).
 
-    def __init__(self, name: str) -> None:
+    `uses`: other scripts, which it can call as functions of their names; they see the same KEYS and ARGV.
+    """
+
+    def __init__(self, name: str, *, uses: Sequence[str] = ()) -> None:
         self.name = name
         names = "".join(f"local {key} = '{value}'\n" for key, value in _NAMES.items())
-        self.text = names + _source("prelude") + _source(name)
+        used = "".join(f"local function {other}()\n{_source(other)}end\n" for other in uses)
+        self.text = names + _source("prelude") + used + _source(name)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Redis, *, key_names: Sequence[str] = (), args: Sequence[Argument] = ()) -> Any:

@@ -1,6 +1,6 @@
 -- Prefixed to every script, after the key names of keys.py. Time is Redis's own: never a client's clock.
 
-local LOG_ENTRIES = 5000 -- durable events kept per job, about
+local LOG_ENTRIES = 5000 -- durable events kept per job
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -20,10 +20,11 @@ end
 
 -- An event of the job: durable ones go to the log, all of them ring the bell. `version` is the job's, already counted up.
 local function tell(id, version, kind, data, now)
-  if kind ~= 'progress' then
-    redis.call('XADD', LOG .. id, 'MAXLEN', '~', LOG_ENTRIES, version .. '-0', 'e', kind, 't', whole(now), 'd', data)
+  local entry = version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data
+  if kind ~= 'progress' and redis.call('RPUSH', LOG .. id, entry) > LOG_ENTRIES then
+    redis.call('LPOP', LOG .. id)
   end
-  redis.call('PUBLISH', EVENTS .. id, version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data)
+  redis.call('PUBLISH', EVENTS .. id, entry)
 end
 
 local function say(id, kind, data, now)
