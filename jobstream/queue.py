@@ -157,22 +157,34 @@ class Queue:
         """
         options = options or SubmitOptions()
         options.check()
-        args = submit_arguments(
+        queue = options.queue or default_queue
+        fields: dict[str, str | float | int] = {
+            "max_attempts": max_attempts,
+            "ttl": round((options.ttl or default_ttl) * 1000),
+        }
+        if options.timeout is not None:
+            fields["timeout"] = options.timeout
+        if options.priority:
+            fields["priority"] = options.priority
+        if owner is not None:
+            fields["owner"] = owner
+        job_id = job_id or new_job_id()
+        tags = " ".join(dict.fromkeys(options.tags))
+        before: list[Argument] = [
+            job_id,
+            queue,
             task,
-            data,
-            job_id=job_id or new_job_id(),
-            options=options,
-            default_queue=default_queue,
-            default_ttl=default_ttl,
-            max_attempts=max_attempts,
-            owner=owner,
-            key=key,
-            fingerprint=fingerprint,
-        )
-        queue_key = keys.queue(options.queue or default_queue)
+            arq_payload(task, data),
+            round(options.delay * 1000),
+            round(options.run_at.timestamp() * 1000) if options.run_at else 0,
+            round(LIVE_SECONDS * 1000),
+            tags,
+        ]
+        after: list[Argument] = [key, fingerprint, *(part for pair in fields.items() for part in pair)]
         for _ in range(2):  # the second time with a clock that was set by the first
-            args[_DEADLINE] = self._clock.deadline()
-            verdict, *rest = await _submit(self.client, key_names=[queue_key], args=args)
+            verdict, *rest = await _submit(
+                self.client, key_names=[keys.queue(queue)], args=[*before, self._clock.deadline(), *after]
+            )
             if verdict == b"mismatch":
                 raise IdempotencyMismatch("The key was used for a request with another payload")
             if verdict == b"late":
@@ -268,50 +280,6 @@ class _RedisClock:
         return round(time.monotonic() * 1000 + self._ahead_ms + PATIENCE_SECONDS * 1000)
 
 
-_DEADLINE = 8
-"""Which of the arguments of submit.lua says until when the caller waits."""
-
-
-def submit_arguments(
-    task: str,
-    data: dict[str, Any],
-    *,
-    job_id: str,
-    options: SubmitOptions,
-    default_queue: str = DEFAULT_QUEUE,
-    default_ttl: float = DEFAULT_TTL,
-    max_attempts: int = 1,
-    owner: str | None = None,
-    key: str = "",
-    fingerprint: str = "",
-) -> list[Argument]:
-    """The arguments of submit.lua for a caller who waits for ever. For the meaning of each see `Queue.submit_once`."""
-    fields: dict[str, str | float | int] = {
-        "max_attempts": max_attempts,
-        "ttl": round((options.ttl or default_ttl) * 1000),
-    }
-    if options.timeout is not None:
-        fields["timeout"] = options.timeout
-    if options.priority:
-        fields["priority"] = options.priority
-    if owner is not None:
-        fields["owner"] = owner
-    return [
-        job_id,
-        options.queue or default_queue,
-        task,
-        _payload(task, data),
-        round(options.delay * 1000),
-        round(options.run_at.timestamp() * 1000) if options.run_at else 0,
-        round(LIVE_SECONDS * 1000),
-        " ".join(dict.fromkeys(options.tags)),
-        0,
-        key,
-        fingerprint,
-        *(part for pair in fields.items() for part in pair),
-    ]
-
-
-def _payload(task: str, data: dict[str, Any]) -> bytes:
+def arq_payload(task: str, data: dict[str, Any]) -> bytes:
     """arq's job payload: the input travels as keyword arguments, so that a stock worker could run it."""
     return serialize({"t": None, "f": task, "a": (), "k": data, "et": time.time_ns() // 1_000_000})
