@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,80 +17,12 @@ from arq.jobs import Job as ArqJob
 
 from jobstream import catalogue, events, keys
 from jobstream.embedded import ChildRedis
-from jobstream.events import JobEvent
-from jobstream.job import Job, JobStatus
+from jobstream.job import JobStatus
 from jobstream.queue import Queue, SubmitOptions
 from jobstream.redis import RedisSource, UrlSource
 from jobstream.serialize import TaskFailure, deserialize, serialize
 from jobstream_workers.claim import claim
-from jobstream_workers.loader import load_tasks
-from jobstream_workers.settings import WorkerSettings
-from jobstream_workers.worker import Worker
-
-TASKS = load_tasks(["tests.worker_tasks"], entry_points=False)
-Settings = Callable[..., WorkerSettings]
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    def make(**changes: Any) -> WorkerSettings:
-        defaults: dict[str, Any] = {
-            "files_dir": tmp_path,
-            "processes": 1,
-            "shutdown_seconds": 0,
-            "kill_seconds": 1,
-        }
-        return WorkerSettings(**(defaults | changes))
-
-    return make
-
-
-@contextlib.asynccontextmanager
-async def working(source: RedisSource, settings: WorkerSettings) -> AsyncIterator[Worker]:
-    """A worker that runs while the block does."""
-    worker = Worker(source, TASKS, settings)
-    running = asyncio.create_task(worker.async_run())
-    try:
-        await worker.ready.wait()
-        yield worker
-    finally:
-        worker.stop()
-        await running
-        await worker.close()
-
-
-@pytest.fixture
-async def worker(source: RedisSource, settings: Settings) -> AsyncIterator[Worker]:
-    async with working(source, settings()) as worker:
-        yield worker
-
-
-@pytest.fixture
-def queue(client: ArqRedis) -> Queue:
-    return Queue(client)
-
-
-async def event_of(client: ArqRedis, job_id: str, kind: str) -> JobEvent:
-    """Wait for the first durable event of a kind."""
-    async with client.pubsub() as pubsub:
-        await pubsub.subscribe(keys.events(job_id))
-        while True:
-            snapshot = await events.read_snapshot(client, job_id, after=0)
-            assert snapshot is not None
-            found = [event for event in snapshot.events if event.kind == kind]
-            if found:
-                return found[0]
-            assert await pubsub.get_message(timeout=20) is not None, f"no {kind} within 20 s"
-
-
-async def ended(queue: Queue, job: Job) -> Job:
-    await event_of(queue.client, job.id, "done")  # type: ignore[arg-type]
-    return await queue.get(job.id)
-
-
-def error_of(job: Job) -> dict[str, Any]:
-    assert job.error is not None
-    return job.error.model_dump()
+from tests.working import TASKS, Settings, ended, error_of, event_of, working
 
 
 @pytest.mark.usefixtures("worker")
