@@ -145,7 +145,7 @@ class UrlSource:
         return PipelinedRedis.of_pool(pool, timeout=self._options["socket_timeout"])
 
     def subscriber(self) -> aio_redis.Redis:
-        options = self._options | {"socket_timeout": None}
+        options = self._options | {"socket_timeout": None, "retry_on_error": []}  # its user knows what it subscribed to
         pool = aio_redis.ConnectionPool.from_url(self._url, retry=Retry(ExponentialBackoff(), 0), **options)
         return aio_redis.Redis.from_pool(pool)
 

@@ -13,6 +13,9 @@ import msgspec
 import pytest
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
+from redis.exceptions import BusyLoadingError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobstream import events, keys
 from jobstream.errors import JobGone, JobNotFound
@@ -294,6 +297,28 @@ async def test_a_quiet_job_is_not_read_again_and_again(
         assert says("again")(await pending)
 
 
+async def test_frames_outlive_a_redis_that_is_away_for_a_while(
+    client: ArqRedis, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "AWAY_SECONDS", 0.01)
+    failures = [RedisConnectionError(), RedisTimeoutError(), TimeoutError(), BusyLoadingError()]
+
+    async def read(client: Redis, job_id: str, *, after: int, limit: int | None) -> Snapshot | None:
+        if failures:
+            raise failures.pop()
+        return await events.read_snapshot(client, job_id, after=after, limit=limit)
+
+    monkeypatch.setattr(follow, "read_snapshot", read)
+    job = await SpeakingJob.start(client)
+    await job.log("one")
+    async with following(client, hub, job.id) as frames:
+        assert [(await anext(frames)) for _ in range(4)] == [PING] * 4
+        seen = await take(frames, says("one"))
+        await job.finish()
+        seen += await take(frames)
+    assert durable(seen) == await logged(client, job.id)
+
+
 # --- watchers that are slow ---------------------------------------------------------------------------------------
 
 
@@ -389,8 +414,9 @@ async def test_an_id_of_another_history_gets_a_snapshot_and_the_whole_log(
 
 async def test_a_history_that_goes_back_under_a_watcher_begins_anew(client: ArqRedis, hub_that_looks: Hub) -> None:
     job = await SpeakingJob.start(client)
-    await job.log("lost", "lost", "lost")
     async with following(client, hub_that_looks, job.id) as frames:
+        await take(frames, lambda frame: frame.id == f"{EPOCH}-2")
+        await job.log("lost", "lost", "lost")
         await take(frames, lambda frame: frame.id == f"{EPOCH}-5")
         await client.flushall()
         again = await SpeakingJob.start(client, job_id=job.id)

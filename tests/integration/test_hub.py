@@ -24,6 +24,7 @@ from jobstream.redis import RedisSource, UrlSource
 from jobstream_api.live.feed import Feed
 from jobstream_api.live.follow import Follower, Frame
 from jobstream_api.live.hub import SUBSCRIBE_SECONDS, Hub
+from tests.lossy import LossySource
 from tests.speaking_job import SpeakingJob
 
 pytestmark = pytest.mark.timeout(60)
@@ -254,6 +255,21 @@ async def test_killed_subscriptions_lose_nothing(real_client: ArqRedis, real_hub
             assert await watcher.ended() == await logged(real_client, job)
 
 
+async def test_what_was_said_last_while_nobody_listened_comes_with_the_new_connection(
+    real_source: UrlSource, real_client: ArqRedis
+) -> None:
+    source = LossySource(real_source)
+    hub = Hub(source, look=1000)
+    async with hub.running():
+        job = await SpeakingJob.start(real_client)
+        async with watching(real_client, hub, job) as (watcher,):
+            source.drops = lambda event: True
+            await job.finish()
+            await until(lambda: [event.kind for event in source.dropped] == ["done"])
+            await cast("Awaitable[int]", real_client.client_kill_filter(_type="pubsub"))
+            assert await watcher.ended() == await logged(real_client, job)
+
+
 async def test_a_restart_of_redis_loses_nothing_and_ends_no_watch(own_server: ChildRedis) -> None:
     source = UrlSource(own_server.url, kind="child")
     client, hub = source.client(), Hub(source)
@@ -400,4 +416,22 @@ async def test_a_hub_that_stops_leaves_no_connection(real_source: UrlSource, rea
     async with hub.running(), hub.watch("job"):
         assert await subscribers(real_client, "job") == 1
     await until(lambda: nobody_watches(real_client, "job"))
+    assert [one for one in asyncio.all_tasks() if one.get_name().startswith("hub")] == []
+
+
+async def test_a_hub_ends_although_a_cancellation_was_swallowed(
+    source: RedisSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = asyncio.Event()
+
+    async def swallow(client: Redis, job_ids: list[str]) -> list[int | None]:
+        looked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return [None for _ in job_ids]
+
+    monkeypatch.setattr("jobstream_api.live.hub.read_versions", swallow)
+    hub = Hub(source, look=0.01)
+    async with hub.running(), hub.watch("job"):
+        await looked.wait()
     assert [one for one in asyncio.all_tasks() if one.get_name().startswith("hub")] == []

@@ -32,6 +32,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from jobstream import keys
+from jobstream.cancellation import cancel
 from jobstream.events import JobEvent, parse_message, read_versions
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream_api.live.feed import Feed
@@ -124,9 +125,7 @@ class Hub:
             yield
         finally:
             self.drain()
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await cancel(*tasks)
 
     @contextlib.asynccontextmanager
     async def watch(self, job_id: str) -> AsyncIterator[Feed]:
@@ -170,8 +169,7 @@ class Hub:
             began = clock()
             try:
                 await self._listen()
-            except* Exception as group:
-                error = group.exceptions[0]
+            except Exception as error:
                 if not is_unavailable(error):
                     logger.error("the event subscription failed", exc_info=error)
                 elif pause == _PAUSE_SECONDS:
@@ -193,12 +191,18 @@ class Hub:
                 self._touched.update(self._channels)
                 self._turned.set()
                 self._listening = True
+                # Not a TaskGroup: in Python before 3.11.3 its own cancellation can reach the task that holds it.
+                tasks = [
+                    asyncio.create_task(loop(pubsub), name=f"hub{loop.__name__}")
+                    for loop in (self._hear, self._steer, self._check)
+                ]
                 try:
-                    async with asyncio.TaskGroup() as group:
-                        for loop in (self._hear, self._steer, self._check):
-                            group.create_task(loop(pubsub), name=f"hub{loop.__name__}")
+                    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    for task in ended:
+                        task.result()
                 finally:
                     self._unsubscribed()
+                    await cancel(*tasks)
         finally:
             await client.aclose()
 
