@@ -26,8 +26,7 @@ local function withdraw()
   local status = redis.call('HGET', record, 'status')
   if status ~= 'scheduled' and status ~= 'queued' then return end
   if redis.call('EXISTS', ARQ_IN_PROGRESS .. last[4]) == 1 then return end -- a stock worker has begun it
-  redis.call('HSET', record, 'error', withdrawal, 'withdrawn', '1')
-  finish(last[4], last[5], 'cancelled', now)
+  finish(last[4], last[5], 'cancelled', now, 'error', withdrawal, 'withdrawn', '1')
 end
 
 -- While workers with an old and a new schedule run side by side, those that began last speak for the task, unless they

@@ -32,6 +32,7 @@ from jobstream.serialize import TaskFailure, deserialize, serialize
 from jobstream.task import Task
 from jobstream_workers.claim import ClaimedJob
 from jobstream_workers.executors import Execution, Executors
+from jobstream_workers.health import Meter
 from jobstream_workers.writer import AttemptWriter, Outcome
 
 logger = logging.getLogger("jobstream.runner")
@@ -146,12 +147,14 @@ class Runner:
         *,
         keep_arq_result: float = 3600.0,
         max_crashes: int = 3,
+        meter: Meter,
     ) -> None:
         self._client = client
         self._tasks = tasks
         self._executors = executors
         self._keep_arq_result = keep_arq_result
         self._max_crashes = max_crashes
+        self._meter = meter
 
     async def run(self, running: RunningJob) -> None:
         """Make the attempt and write its end. Never raises for anything that the job did."""
@@ -176,6 +179,7 @@ class Runner:
             logger.exception("job %s: the runner failed", job.id)
             error = InternalError("See the worker's log.")
         if running.stop_reason is StopReason.LOST:
+            self._meter.lost()
             logger.warning("job %s: lease lost, another worker has it", job.id)
             return
         if result is None and error is None and running.stop_reason is StopReason.SHUTDOWN:
@@ -185,13 +189,17 @@ class Runner:
         if error is not None:
             wait, error = next_attempt(error, task, job)
             if wait is not None:
-                await writer.retry(job_problem(error, attempt=job.attempt), after=wait)
+                if await writer.retry(job_problem(error, attempt=job.attempt), after=wait):
+                    self._meter.retried(payload.task)
                 logger.info("job %s %s again in %.1f s: %s", job.id, payload.task, wait, error.detail)
                 return
         outcome = _outcome(job, payload, result, error, started_ms=started_ms)
         if await writer.finish(outcome, keep_arq_result=self._keep_arq_result):
-            _log_end(job, payload, outcome, error, seconds=(_now_ms() - started_ms) / 1000)
+            seconds = (_now_ms() - started_ms) / 1000
+            self._meter.ended(payload.task, outcome.status, seconds)
+            _log_end(job, payload, outcome, error, seconds=seconds)
         else:
+            self._meter.lost()
             logger.warning("job %s: its end was refused, another worker has it", job.id)
 
     def _task(self, name: str) -> Task:

@@ -46,6 +46,13 @@ class WorkerSettings(RedisSettings, FileSettings):
     arq_keep_result_seconds: float = Field(
         3600.0, ge=0, description="How long stock arq clients can read a result (arq's keep_result); 0: not at all."
     )
+    worker_host: str = Field("127.0.0.1", description="Address for the worker's health and metrics.")
+    worker_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port for the worker's /livez, /readyz and /metrics; 0: any free one; empty: none.",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @field_validator("queues")

@@ -29,9 +29,11 @@ from jobstream.serialize import deserialize, serialize
 from jobstream.task import Task
 from jobstream_workers.claim import CLAIM_MAX, ClaimedJob, claim
 from jobstream_workers.executors import Executors
+from jobstream_workers.health import HealthServer, Meter, Pulse
 from jobstream_workers.lease import LeaseKeeper, Verdict
 from jobstream_workers.rotation import Rotation
 from jobstream_workers.runner import Runner, RunningJob, StopReason
+from jobstream_workers.schedule import Schedule
 from jobstream_workers.settings import WorkerSettings
 from jobstream_workers.writer import AttemptWriter
 
@@ -80,14 +82,16 @@ class Worker(ArqWorker):
         self._stopping = asyncio.Event()
         self._running: dict[str, RunningJob] = {}
         self._started_ms = time.time_ns() // 1_000_000
-        self.claimed_at: float | None = None
-        """When the claim loop last reached Redis (`time.monotonic`)."""
+        self._pulse = Pulse(tasks.values(), poll_seconds=settings.poll_seconds)
+        self._meter = Meter(tasks)
+        self._meter.watch(slots=settings.max_jobs, running=lambda: len(self._running))
         self.ready = asyncio.Event()
         """Set when the first heartbeat was written: the tasks are announced."""
 
     def stop(self) -> None:
         """Claim no more; `main` gives running jobs their time, releases what is left, and returns."""
         self._stopping.set()
+        self._pulse.stopping = True
         self._wake.set()
 
     async def main(self) -> None:
@@ -105,20 +109,23 @@ class Worker(ArqWorker):
             loop.call_soon_threadsafe(self._heed, job_id, token, verdict)
 
         async with executors:
-            with LeaseKeeper(self._source, lease=settings.lease_seconds, on_verdict=on_verdict) as leases:
+            leases = LeaseKeeper(self._source, lease=settings.lease_seconds, on_verdict=on_verdict)
+            with leases, self._health():
                 runner = Runner(
                     self.pool,
                     self._tasks,
                     executors,
                     keep_arq_result=settings.arq_keep_result_seconds,
                     max_crashes=settings.max_crashes,
+                    meter=self._meter,
                 )
+                schedule = Schedule(self.pool, self._tasks.values())
                 loops = [
                     asyncio.create_task(self._surviving(beat), name=f"worker-{beat.__name__}")
-                    for beat in (self._listen, self._beat, self._sweep)
+                    for beat in (self._listen, self._beat, self._sweep, schedule.run, self._pulse.beat)
                 ]
                 try:
-                    await self._surviving(lambda: self._claim(runner, leases))
+                    await self._surviving(lambda: self._claim(runner, leases), failed=self._pulse.failed)
                     await self._drain(settings.shutdown_seconds)
                 finally:
                     await self._release_all()
@@ -126,13 +133,21 @@ class Worker(ArqWorker):
                     with contextlib.suppress(Exception):  # the heartbeat expires by itself
                         await catalogue.part(self.pool, self.id)
 
+    def _health(self) -> contextlib.AbstractContextManager[object]:
+        host, port = self._settings.worker_host, self._settings.worker_port
+        if port is None:
+            return contextlib.nullcontext()
+        return HealthServer(self._pulse, self._meter, self._source, host=host, port=port)
+
     async def close(self) -> None:
         """Close the connections."""
         if self._pool is not None:
             await self.pool.aclose()
             self._pool = None
 
-    async def _surviving(self, loop: Callable[[], Awaitable[None]]) -> None:
+    async def _surviving(
+        self, loop: Callable[[], Awaitable[None]], *, failed: Callable[[Exception], None] | None = None
+    ) -> None:
         """Run a loop again whenever Redis, or a mistake of ours, has thrown it out; until it ends by itself."""
         pause = 0.05
         while True:
@@ -141,6 +156,8 @@ class Worker(ArqWorker):
                 await loop()
                 return
             except Exception as error:
+                if failed is not None:
+                    failed(error)
                 if is_unavailable(error):
                     logger.warning("Redis is away (%s), trying again", type(error).__name__)
                 else:
@@ -156,13 +173,15 @@ class Worker(ArqWorker):
             self._wake.clear()
             next_due = self._settings.poll_seconds
             rotation = self._rotation
-            for queue, slots in rotation.deal(self._free).items():
+            # A full worker asks too: for when the next job is due, and to know that Redis is there.
+            dealt = rotation.deal(self._free) or dict.fromkeys(rotation.queues, 0)
+            for queue, slots in dealt.items():
                 next_due = min(next_due, await self._claim_from(queue, slots, runner, leases))
             if len(rotation.queues) > 1:  # what one queue had no work for goes to whichever has
                 for queue in rotation.queues:
                     if self._free > 0:
                         next_due = min(next_due, await self._claim_from(queue, self._free, runner, leases))
-            self.claimed_at = time.monotonic()
+            self._pulse.reached()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(next_due, 0.001)):
                     await self._wake.wait()
@@ -181,6 +200,7 @@ class Worker(ArqWorker):
             lease=self._settings.lease_seconds,
             limits=self._limits,
         )
+        self._meter.claimed(len(claimed))
         for job in claimed:
             self._start(job, runner, leases)
         if len(claimed) == min(slots, CLAIM_MAX) and self._free > 0:
@@ -248,6 +268,7 @@ class Worker(ArqWorker):
             )
             await catalogue.beat(self.pool, info, list(self._tasks.values()), life=BEAT_LIFE_SECONDS)
             self.ready.set()
+            self._pulse.announced = True
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _sweep(self) -> None:
