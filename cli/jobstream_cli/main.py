@@ -204,7 +204,18 @@ def cancel(service: Service, ids: tuple[str, ...], as_json: bool) -> None:
     """Ask jobs to stop; `-` reads ids from standard input. Prints what became of each."""
     from jobstream_cli import commands
 
-    _run(commands.cancel(service, _ids(ids), as_json=as_json))
+    _run(commands.change(service, _ids(ids), "cancel", as_json=as_json))
+
+
+@cli.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@as_json
+@click.pass_obj
+def retry(service: Service, ids: tuple[str, ...], as_json: bool) -> None:
+    """Run failed or cancelled jobs again, under their ids; `-` reads ids from standard input."""
+    from jobstream_cli import commands
+
+    _run(commands.change(service, _ids(ids), "retry", as_json=as_json))
 
 
 @contextlib.contextmanager
