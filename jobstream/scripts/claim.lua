@@ -2,10 +2,11 @@
 -- KEYS  1 the queue's zset
 -- ARGV  1 queue's name   2 worker id   3 how many at most   4 lease (ms)   5 how long a record lives at least (ms)
 --       6… task, most that may run, task, most that may run, … for the tasks with `max_running`
--- Returns {ms until the next due entry or -1, {id, token, attempt, payload or '', timeout or '', stop, known, crashes, spent},
--- …}:
+-- Returns {ms until the next due entry or -1, {id, token, attempt, payload or '', timeout or '', stop, known, crashes, spent,
+-- taken over, waited (ms)}, …}:
 -- `stop` is 1 when the job was told to stop before; `known` is 0 for a job that a stock arq client enqueued; `crashes`
--- counts the workers that died with it, `spent` the attempts before a client ran it again.
+-- counts the workers that died with it, `spent` the attempts before a client ran it again. The last of them has just died
+-- when `taken over` is 1.
 even_when_full()
 local queue, queue_name, worker = KEYS[1], ARGV[1], ARGV[2]
 local limit, lease, live = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -17,10 +18,16 @@ local grace = after_outage(now, lease)
 local most = {}
 for at = 6, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
 
+-- Jobs of a task whose worker died no longer count, and a limit may have been raised: those held back fill what is free.
+for task, limit in pairs(most) do
+  -- After an outage leases have run out whose holders live.
+  if not grace then redis.call('ZREMRANGEBYSCORE', RUNNING .. task, '-inf', whole(now)) end
+  if redis.call('EXISTS', PARKED .. task) == 1 then unpark(task, limit - redis.call('ZCARD', RUNNING .. task)) end
+end
+
 -- True when the job may run beside those of its task that run already; else it waits for one of them to end.
 local function may_run(id, task, due)
   if not task or not most[task] then return true end
-  redis.call('ZREMRANGEBYSCORE', RUNNING .. task, '-inf', whole(now))
   if redis.call('ZSCORE', RUNNING .. task, id) or redis.call('ZCARD', RUNNING .. task) < most[task] then
     redis.call('ZADD', RUNNING .. task, whole(now + lease), id)
     redis.call('PEXPIRE', RUNNING .. task, 86400000)
@@ -29,12 +36,14 @@ local function may_run(id, task, due)
   end
   redis.call('ZADD', PARKED .. task, 'NX', due, id)
   redis.call('PEXPIRE', PARKED .. task, 86400000)
-  redis.call('ZADD', queue, 'XX', whole(now + 5000), id) -- looked at again then, should nobody call it
+  redis.call('ZADD', queue, 'XX', whole(now + 60000), id) -- looked at again then, should nobody call it
   return false
 end
 
 -- Whether anybody asked a stock worker to stop anything: nobody, mostly.
 local aborts = redis.call('EXISTS', ARQ_ABORT) == 1
+
+local held_back = 0
 
 -- False when the entry stays where it is, true when it has moved on: taken, or held back.
 local function take(id, due)
@@ -42,7 +51,11 @@ local function take(id, due)
   local old = redis.call('HMGET', record, 'status', 'timeout', 'task', 'worker', 'crashes', 'created_at', 'spent', 'version', 'run_at')
   local taken_over = old[4] and (old[1] == 'running' or old[1] == 'cancelling')
   if taken_over and grace then return false end
-  if not may_run(id, old[3], due) then return true end
+  local stop = old[1] == 'cancelling' or (aborts and redis.call('ZSCORE', ARQ_ABORT, id))
+  if not stop and not may_run(id, old[3], due) then
+    held_back = held_back + 1
+    return true
+  end
   local payload = redis.call('GET', ARQ_JOB .. id)
   local attempt = redis.call('INCR', ARQ_RETRY .. id)
   redis.call('PEXPIRE', ARQ_RETRY .. id, whole(live))
@@ -56,7 +69,6 @@ local function take(id, due)
   end
   local crashes = tonumber(old[5] or 0)
   if taken_over then crashes = redis.call('HINCRBY', record, 'crashes', 1) end
-  local stop = old[1] == 'cancelling' or (aborts and redis.call('ZSCORE', ARQ_ABORT, id))
   local status = stop and 'cancelling' or 'running'
   local version = (tonumber(old[8]) or 0) + 1
   redis.call('HSET', record, 'status', status, 'version', version, 'attempt', attempt, 'worker', worker,
@@ -69,7 +81,7 @@ local function take(id, due)
   end
   tell(id, version, 'status', status_data(status, attempt, ',"worker":"' .. worker .. '"'), now)
   answer[#answer + 1] = {id, token, attempt, payload or '', old[2] or '', stop and 1 or 0, old[6] and 1 or 0, crashes,
-    tonumber(old[7] or 0)}
+    tonumber(old[7] or 0), taken_over and 1 or 0, (now - due) % 1e9} -- a priority is a multiple of 1e9
   return true
 end
 
@@ -82,7 +94,7 @@ end
 
 -- Entries that a stock worker runs stay due: look past them, but not without end (one script must not block Redis).
 local staying, page = 0, limit
-while #answer <= limit and staying < 2000 do
+while #answer <= limit and staying + held_back < 2000 do
   local due = redis.call('ZRANGEBYSCORE', queue, '-inf', whole(now), 'WITHSCORES', 'LIMIT', staying, page)
   if not due[1] then break end
   for at = 1, #due, 2 do
@@ -95,6 +107,7 @@ while #answer <= limit and staying < 2000 do
 end
 local next_due = redis.call('ZRANGEBYSCORE', queue, '(' .. whole(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if next_due[2] then answer[1] = math.max(0, math.ceil(tonumber(next_due[2]) - now)) end
+if held_back > 0 and staying + held_back >= 2000 then answer[1] = 0 end -- there may be more behind them
 local promote = redis.call('ZRANGE', PROMOTE .. queue_name, 0, 0, 'WITHSCORES')
 if promote[2] then
   local wait = math.max(0, math.ceil(tonumber(promote[2]) - now))

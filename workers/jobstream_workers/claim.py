@@ -38,6 +38,10 @@ class ClaimedJob(NamedTuple):
     """How many workers have died with this job."""
     spent: int
     """Attempts that were used up before the job was run again by a client."""
+    taken_over: bool
+    """Its last worker has died."""
+    waited: float
+    """Seconds since it was due."""
 
 
 async def claim(
@@ -67,7 +71,9 @@ async def claim(
             known=bool(int(known)),
             crashes=int(crashes),
             spent=int(spent),
+            taken_over=bool(taken_over),
+            waited=int(waited_ms) / 1000,
         )
-        for job_id, token, attempt, payload, timeout, stop, known, crashes, spent in answer[1:]
+        for job_id, token, attempt, payload, timeout, stop, known, crashes, spent, taken_over, waited_ms in answer[1:]
     ]
     return jobs, next_due_ms / 1000 if next_due_ms >= 0 else None

@@ -26,7 +26,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
@@ -39,6 +39,7 @@ from jobstream.errors import ConfigurationError
 from jobstream.job import FINAL
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.task import Task
+from jobstream_workers.claim import ClaimedJob
 
 logger = logging.getLogger("jobstream.health")
 
@@ -96,13 +97,13 @@ class Meter:
         gauge = Gauge("jobstream_jobs_running", "Jobs that run.", registry=self.registry)
         gauge.set_function(running)
 
-    def claimed(self, jobs: int) -> None:
-        """So many jobs were claimed."""
-        self._claimed.inc(jobs)
-
-    def waited(self, seconds: float) -> None:
-        """A claimed job had been due for so long."""
-        self._waited.observe(max(seconds, 0.0))
+    def claimed(self, jobs: Sequence[ClaimedJob]) -> None:
+        """These jobs were claimed."""
+        self._claimed.inc(len(jobs))
+        for job in jobs:
+            self._waited.observe(job.waited)
+            if job.taken_over:
+                self._taken_over.inc()
 
     def ended(self, task: str, status: str, seconds: float) -> None:
         """A job came to its end; `seconds` is what this attempt took."""
@@ -117,10 +118,6 @@ class Meter:
     def lost(self) -> None:
         """An attempt was given up, its job is another worker's."""
         self._lost.inc()
-
-    def taken_over(self) -> None:
-        """A job was claimed whose worker had died."""
-        self._taken_over.inc()
 
     def exposition(self) -> bytes:
         """All of it in Prometheus's text format."""

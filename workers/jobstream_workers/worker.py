@@ -200,7 +200,7 @@ class Worker(ArqWorker):
             lease=self._settings.lease_seconds,
             limits=self._limits,
         )
-        self._meter.claimed(len(claimed))
+        self._meter.claimed(claimed)
         for job in claimed:
             self._start(job, runner, leases)
         if len(claimed) == min(slots, CLAIM_MAX) and self._free > 0:
