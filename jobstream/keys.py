@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+ARQ_QUEUE: Final = "arq:queue"
+"""zset id → ms when due, of the default queue; that of another one has `:` and its name behind it."""
 ARQ_JOB: Final = "arq:job:"
 """string, the payload {t,f,a,k,et}; from submit to the end, PX the record's."""
 ARQ_IN_PROGRESS: Final = "arq:in-progress:"
@@ -74,12 +76,12 @@ EPOCH: Final = "jobstream:epoch"
 
 def queue(name: str) -> str:
     """zset id → ms when due (arq's `queue_name`); `default` is arq's own default queue."""
-    return "arq:queue" if name == "default" else f"arq:queue:{name}"
+    return ARQ_QUEUE if name == "default" else f"{ARQ_QUEUE}:{name}"
 
 
 def queue_name(key: str) -> str:
     """The reverse of `queue`."""
-    return "default" if key == "arq:queue" else key.removeprefix("arq:queue:")
+    return "default" if key == ARQ_QUEUE else key.removeprefix(f"{ARQ_QUEUE}:")
 
 
 def arq_job(job_id: str) -> str:

@@ -149,6 +149,12 @@ def flaky_process(job: JobContext, fails: int, hopeless: bool = False) -> int:
     return _fail(job, fails, hopeless)
 
 
+@task(retry=THRICE)
+async def always_unlucky() -> None:
+    """Fails."""
+    raise Unlucky("as ever")
+
+
 def _ask(job: JobContext, times: int, after: float | None) -> int:
     if job.attempt <= times:
         raise Retry("not yet", after=after)
@@ -173,7 +179,7 @@ async def asks_in_vain() -> None:
     raise Retry("not yet")
 
 
-@task(retry=RetryPolicy(attempts=2, backoff=600, jitter=0))
+@task(retry=RetryPolicy(attempts=2, backoff=200, jitter=0))
 async def patient() -> None:
     """Fails; its next attempt is far away."""
     raise Unlucky("today")

@@ -19,10 +19,10 @@ local most = {}
 for at = 6, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
 
 -- Jobs of a task whose worker died no longer count, and a limit may have been raised: those held back fill what is free.
-for task, limit in pairs(most) do
+for task, allowed in pairs(most) do
   -- After an outage leases have run out whose holders live.
   if not grace then redis.call('ZREMRANGEBYSCORE', RUNNING .. task, '-inf', whole(now)) end
-  if redis.call('EXISTS', PARKED .. task) == 1 then unpark(task, limit - redis.call('ZCARD', RUNNING .. task)) end
+  if limit > 0 and redis.call('EXISTS', PARKED .. task) == 1 then unpark(task, allowed - redis.call('ZCARD', RUNNING .. task)) end
 end
 
 -- True when the job may run beside those of its task that run already; else it waits for one of them to end.

@@ -90,14 +90,25 @@ local function forget(id)
   redis.call('SET', TOMBSTONE .. id, '1', 'PX', 86400000)
 end
 
--- One job of the task less runs: one that was held back for it may go.
-local function leave_running(id, queue, task)
-  if not task or redis.call('ZREM', RUNNING .. task, id) == 0 then return end
-  local parked = redis.call('ZPOPMIN', PARKED .. task)
-  if parked[1] then
-    redis.call('ZADD', queue, 'XX', parked[2], parked[1])
-    redis.call('PUBLISH', WAKE .. (redis.call('HGET', RECORD .. parked[1], 'queue') or ''), parked[1])
+-- Up to `count` jobs that were held back get the places in their queues back that they had. Those that are gone, or run
+-- already in a stock worker, do not count.
+local function unpark(task, count)
+  while count > 0 do
+    local parked = redis.call('ZPOPMIN', PARKED .. task)
+    local id = parked[1]
+    if not id then return end
+    local queue = redis.call('HGET', RECORD .. id, 'queue') or ''
+    local key = queue == 'default' and ARQ_QUEUE or ARQ_QUEUE .. ':' .. queue
+    if redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 0 and redis.call('ZADD', key, 'XX', 'CH', parked[2], id) == 1 then
+      redis.call('PUBLISH', WAKE .. queue, id)
+      count = count - 1
+    end
   end
+end
+
+-- One job of the task less runs: one that was held back for it may go.
+local function leave_running(id, task)
+  if task and redis.call('ZREM', RUNNING .. task, id) == 1 then unpark(task, 1) end
 end
 
 -- The end of a job: record, indexes, arq's keys and the last event together. More fields of the record may follow.
@@ -118,7 +129,7 @@ local function finish(id, queue, status, now, ...)
   redis.call('DEL', ARQ_JOB .. id, ARQ_IN_PROGRESS .. id, ARQ_RETRY .. id)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', ARQ_ABORT, id)
-  leave_running(id, queue, old[5])
+  leave_running(id, old[5])
   tell(id, version, 'done', status, now)
   if old[4] then forget(id) else keep_until(id, deadline, expiry_member(id, old[5], old[6])) end
 end

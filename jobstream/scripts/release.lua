@@ -12,7 +12,7 @@ local old = redis.call('HMGET', record, 'created_at', 'priority', 'task')
 redis.call('ZADD', KEYS[1], whole(score(tonumber(old[1]), old[2])), id)
 redis.call('HSET', record, 'attempt', attempt)
 redis.call('HDEL', record, 'worker', 'token', 'started_at', 'progress')
-leave_running(id, KEYS[1], old[3])
+leave_running(id, old[3])
 set_status(id, 'queued', now)
 redis.call('PUBLISH', WAKE .. ARGV[3], id)
 return 1

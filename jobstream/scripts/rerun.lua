@@ -12,6 +12,7 @@ local now = now_ms()
 redis.call('SET', ARQ_JOB .. id, old[2], 'PX', ARGV[3])
 redis.call('SET', ARQ_RETRY .. id, old[3] or 0, 'PX', ARGV[3])
 redis.call('DEL', ARQ_RESULT .. id)
+redis.call('ZREM', ARQ_ABORT, id) -- stock arq marks jobs that have ended, too
 redis.call('HSET', record, 'spent', old[3] or 0)
 redis.call('HDEL', record, 'payload', 'error', 'result', 'finished_at', 'expires_at', 'started_at', 'worker', 'progress',
   'crashes')

@@ -169,7 +169,15 @@ class Runner:
             payload = read_payload(job)
             task = self._task(payload.task)
             if not job.known:
-                await writer.adopt(task=task.name, enqueued_ms=payload.enqueued_ms, ttl=task.ttl)
+                await writer.adopt(
+                    task=task.name,
+                    enqueued_ms=payload.enqueued_ms,
+                    ttl=task.ttl,
+                    max_attempts=task.retry.attempts,
+                )
+                if task.max_running is not None and not job.stop:
+                    await writer.release()  # the next claim knows the task, and keeps to its limit
+                    return
             if job.crashes >= self._max_crashes:
                 raise WorkerCrashed(f"{job.crashes} workers died while they ran the job")
             result = await self._attempt(running, task, payload, writer)
@@ -191,8 +199,9 @@ class Runner:
             if wait is not None:
                 if await writer.retry(job_problem(error, attempt=job.attempt), after=wait):
                     self._meter.retried(payload.task)
-                logger.info("job %s %s again in %.1f s: %s", job.id, payload.task, wait, error.detail)
-                return
+                    logger.info("job %s %s again in %.1f s: %s", job.id, payload.task, wait, error.detail)
+                    return
+                error = None  # it was told to stop meanwhile: cancelled
         outcome = _outcome(job, payload, result, error, started_ms=started_ms)
         if await writer.finish(outcome, keep_arq_result=self._keep_arq_result):
             seconds = (_now_ms() - started_ms) / 1000
