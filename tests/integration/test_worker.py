@@ -268,3 +268,18 @@ async def test_a_worker_process_ends_although_a_thread_does_not(
             process.kill()
         await process.wait()
         await client.aclose()
+
+
+async def test_the_time_that_a_process_task_waits_for_a_free_process_is_not_its_own(
+    source: RedisSource, settings: Settings, queue: Queue, client: ArqRedis
+) -> None:
+    async with working(source, settings(processes=1)):
+        first = await queue.submit("process_works", {})
+        await event_of(client, first.id, "log")
+        waiting = await queue.submit("process_works", {}, options=SubmitOptions(timeout=0.3))
+        while (await queue.get(waiting.id)).status is not JobStatus.RUNNING:
+            pass
+        await asyncio.sleep(0.5)  # longer than it may take, and it has not begun
+        assert (await queue.get(waiting.id)).status is JobStatus.RUNNING
+        await queue.cancel(first.id)
+        assert error_of(await ended(queue, waiting))["detail"] == "timeout 0.3 s"

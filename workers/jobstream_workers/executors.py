@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,6 +36,8 @@ class Execution:
     outbox: Outbox
     cancelled: threading.Event
     """Set when the job must stop."""
+    begun: Callable[[], None] = lambda: None
+    """Called when the function begins: a process task may have to wait for a free child before."""
 
 
 class Executors:
@@ -64,6 +67,8 @@ class Executors:
         that awaits this stops the attempt: CancelledError is raised as soon as the function has really ended.
         """
         try:
+            if execution.task.executor != "process":
+                execution.begun()
             match execution.task.executor:
                 case "loop":
                     return await call_async(
@@ -105,7 +110,7 @@ class Executors:
             attempt=execution.attempt,
             max_attempts=execution.max_attempts,
         )
-        return await self._processes.run(start, execution.outbox)
+        return await self._processes.run(start, execution.outbox, execution.begun)
 
     def _context(self, execution: Execution) -> JobContext:
         return JobContext(

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,14 +47,15 @@ class ProcessPool:
         self._alive: set[_Child] = set()
         self._closed = False
 
-    async def run(self, start: Start, outbox: Outbox) -> bytes:
-        """Run one attempt in a free child; give the result as JSON.
+    async def run(self, start: Start, outbox: Outbox, begun: Callable[[], None] = lambda: None) -> bytes:
+        """Run one attempt in a free child; give the result as JSON. `begun` is called when it has one.
 
         Raises what the task raised (see `frames.error_of`), TaskCrashed when the child died. Cancelling it tells the
         child to stop, kills it `kill_grace` seconds later, and returns when it is gone.
         """
         async with self._slots:
             child = await self._free_child()
+            begun()
             talk = child.run(start, outbox)
             try:
                 await asyncio.wait([talk])
