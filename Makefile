@@ -18,6 +18,10 @@ test: ## every test, against a real Redis (ARGS="-k words")
 	@scripts/setup --dev --redis
 	@exec .venv/bin/pytest $(ARGS)
 
+.PHONY: bench
+bench: setup ## how fast it is, beside arq and the least that Redis must do (ARGS="--peers saq,taskiq,streaq")
+	@exec .venv/bin/python -m benchmarks $(ARGS)
+
 check: tools ## ruff, mypy and the import rules
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
