@@ -132,8 +132,9 @@ async def talking(job: JobContext, where: str, seconds: float = 1.0) -> int:
 
 
 @task
-async def chatter(job: JobContext, seconds: float, lines: int) -> None:
+async def chatter(job: JobContext, where: str, seconds: float, lines: int) -> None:
     """Log `lines` lines of 200 bytes every 10 ms."""
+    note(where, "chatters", job.id, job.attempt, os.getpid())
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for line in range(lines):
