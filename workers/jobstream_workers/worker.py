@@ -79,6 +79,7 @@ class Worker(ArqWorker):
         self._rotation = Rotation(settings.queue_weights)
         self._limits = {name: task.max_running for name, task in tasks.items() if task.max_running is not None}
         self._wake = asyncio.Event()
+        self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._running: dict[str, RunningJob] = {}
         self._started_ms = time.time_ns() // 1_000_000
@@ -93,6 +94,7 @@ class Worker(ArqWorker):
         self._stopping.set()
         self._pulse.stopping = True
         self._wake.set()
+        self._freed.set()
 
     async def main(self) -> None:
         """Run until `stop()`. A worker that is cancelled instead releases its jobs at once."""
@@ -171,27 +173,40 @@ class Worker(ArqWorker):
         while not self._stopping.is_set():
             # Cleared before the claim: a wake-up that comes while we look makes us look again.
             self._wake.clear()
-            next_due = self._settings.poll_seconds
-            rotation = self._rotation
-            # A full worker asks too: for when the next job is due, and to know that Redis is there.
-            dealt = rotation.deal(self._free) or dict.fromkeys(rotation.queues, 0)
-            for queue, slots in dealt.items():
-                next_due = min(next_due, await self._claim_from(queue, slots, runner, leases))
-            if len(rotation.queues) > 1:  # what one queue had no work for goes to whichever has
-                for queue in rotation.queues:
-                    if self._free > 0:
-                        next_due = min(next_due, await self._claim_from(queue, self._free, runner, leases))
+            self._freed.clear()
+            next_due = await self._claim_from_all(runner, leases)
             self._pulse.reached()
+            bell = self._wake if self._free else self._freed  # a full worker need not hear of every new job
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(next_due, 0.001)):
-                    await self._wake.wait()
+                    await bell.wait()
 
     @property
     def _free(self) -> int:
         return self.max_jobs - len(self._running)
 
-    async def _claim_from(self, queue: str, slots: int, runner: Runner, leases: LeaseKeeper) -> float:
-        """Claim and start; the seconds until the queue should be looked at again."""
+    async def _claim_from_all(self, runner: Runner, leases: LeaseKeeper) -> float:
+        """Fill the slots that are free now; the seconds until the queues should be looked at again.
+
+        A slot that is freed meanwhile is dealt in the next round: else the queue that is asked last would get it.
+        """
+        queues, free, next_due = self._rotation.queues, self._free, self._settings.poll_seconds
+        while queues:
+            # A full worker asks too: for when the next job is due, and to know that Redis is there.
+            dealt = self._rotation.deal(free, queues) or dict.fromkeys(queues, 0)
+            had = {}
+            for queue, slots in dealt.items():
+                had[queue], due = await self._claim_from(queue, slots, runner, leases)
+                next_due = min(next_due, due)
+            # What a queue had no work for goes to the others.
+            free = sum(slots - had[queue] for queue, slots in dealt.items())
+            if not free:
+                break
+            queues = tuple(queue for queue in queues if had.get(queue, 0) == dealt.get(queue, 0))
+        return next_due
+
+    async def _claim_from(self, queue: str, slots: int, runner: Runner, leases: LeaseKeeper) -> tuple[int, float]:
+        """Claim and start; how many, and the seconds until the queue should be looked at again."""
         claimed, due = await claim(
             self.pool,
             queue=queue,
@@ -203,9 +218,9 @@ class Worker(ArqWorker):
         self._meter.claimed(claimed)
         for job in claimed:
             self._start(job, runner, leases)
-        if len(claimed) == min(slots, CLAIM_MAX) and self._free > 0:
-            return 0.0  # there may be more
-        return self._settings.poll_seconds if due is None else due
+        if slots > len(claimed) == CLAIM_MAX:
+            due = 0.0  # there may be more
+        return len(claimed), self._settings.poll_seconds if due is None else due
 
     def _start(self, job: ClaimedJob, runner: Runner, leases: LeaseKeeper) -> None:
         running = RunningJob(job)
@@ -220,6 +235,7 @@ class Worker(ArqWorker):
                 del self._running[job.id]
                 del self.tasks[job.id]
             self._wake.set()
+            self._freed.set()
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.error("job %s: its end could not be written", job.id, exc_info=error)
 
