@@ -59,7 +59,7 @@ class SubmitOptions:
     timeout: float | None = None
     ttl: float | None = None
     priority: int = 0
-    """-100 to 100: a higher one runs first, whenever it was submitted."""
+    """0 to 100: a higher one runs first, whenever it was submitted. None is below 0, where arq's scores are not due."""
     tags: Sequence[str] = ()
 
     def check(self) -> None:
@@ -78,8 +78,8 @@ class SubmitOptions:
         for name, value in (("timeout", self.timeout), ("ttl", self.ttl)):
             if value is not None and not 0 < value <= MAX_SECONDS:
                 raise InvalidParameter(f"{name} is a number of seconds above 0 and up to a year")
-        if not -PRIORITY_MAX <= self.priority <= PRIORITY_MAX:
-            raise InvalidParameter(f"priority is a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}")
+        if not 0 <= self.priority <= PRIORITY_MAX:
+            raise InvalidParameter(f"priority is a whole number from 0 to {PRIORITY_MAX}")
         if len(self.tags) > TAGS_MAX or not all(TAG.match(tag) for tag in self.tags):
             raise InvalidParameter(
                 f"tags are up to {TAGS_MAX} words of 1 to 64 letters, digits and the signs _ . : / @ + -"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 
 class Rotation:
@@ -11,7 +11,6 @@ class Rotation:
 
     def __init__(self, weights: Mapping[str, int]) -> None:
         self._weights = dict(weights)
-        self._total = sum(weights.values())
         self._credit = dict.fromkeys(weights, 0)
 
     @property
@@ -19,15 +18,16 @@ class Rotation:
         """All queues."""
         return tuple(self._weights)
 
-    def deal(self, slots: int) -> Counter[str]:
-        """How many of the free slots each queue gets, in this turn."""
-        if len(self._weights) == 1:
-            return Counter({next(iter(self._weights)): slots})
+    def deal(self, slots: int, among: Collection[str]) -> Counter[str]:
+        """How many of the free slots each of these queues gets, in this turn."""
+        if len(among) == 1:
+            return Counter(dict.fromkeys(among, slots))
+        total = sum(self._weights[queue] for queue in among)
         dealt: Counter[str] = Counter()
         for _ in range(slots):
-            for queue, weight in self._weights.items():
-                self._credit[queue] += weight
-            chosen = max(self._credit, key=lambda queue: self._credit[queue])
-            self._credit[chosen] -= self._total
+            for queue in among:
+                self._credit[queue] += self._weights[queue]
+            chosen = max(among, key=self._credit.__getitem__)
+            self._credit[chosen] -= total
             dealt[chosen] += 1
         return dealt
