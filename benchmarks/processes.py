@@ -91,6 +91,8 @@ async def child(python: str, module: str, entry: Entry, url: str, *options: str)
     """A process that runs `module` for a system, from its first line on until the block ends."""
     with tempfile.TemporaryDirectory(prefix="jobstream-bench-") as directory:
         log = Path(directory) / "stderr"
+        # A working directory of its own, and no settings from the shell: only what a benchmark says counts.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("JOBSTREAM_")}
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
@@ -99,7 +101,7 @@ async def child(python: str, module: str, entry: Entry, url: str, *options: str)
                 stdout=PIPE,
                 stderr=stderr,
                 cwd=directory,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
                 limit=LINE_MAX,
                 start_new_session=True,  # Ctrl-C is for us alone; we end it
             )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from benchmarks.marks import MARKS
 from benchmarks.system import System
 from jobstream import keys, task
@@ -32,16 +29,7 @@ class Jobstream(System):
     """Defaults, but for the slots, and for the log line per job, which the other libraries do not print either."""
 
     def run_worker(self, slots: int) -> None:
-        with tempfile.TemporaryDirectory(prefix="jobstream-bench-") as files:
-            main(
-                WorkerSettings(
-                    redis_url=self.url,
-                    tasks=__name__,
-                    max_jobs=slots,
-                    log_level="WARNING",
-                    files_dir=Path(files),
-                )
-            )
+        main(WorkerSettings(redis_url=self.url, tasks=__name__, max_jobs=slots, log_level="WARNING"))
 
     async def open(self) -> None:
         source = UrlSource(self.url)
