@@ -14,7 +14,7 @@ from arq.jobs import JobStatus as ArqStatus
 from jobstream import keys
 from jobstream.job import Job, JobStatus
 from jobstream.queue import Queue, SubmitOptions
-from jobstream.redis import RedisSource
+from jobstream.redis import RedisSource, UrlSource
 from jobstream.serialize import deserialize, serialize
 from jobstream_workers.claim import ClaimedJob, claim
 from jobstream_workers.writer import AttemptWriter, Outcome
