@@ -62,8 +62,10 @@ class Link(asyncio.Protocol):
         """True when it can be used no more."""
         return self._lost is not None
 
-    async def call(self, *command: Any) -> Any:
+    async def call(self, *command: Any, hurry: bool = False) -> Any:
         """Send a command and await its reply; an error reply is raised.
+
+        `hurry`: send it, and all that waits, now and not at the end of the loop's turn: Redis works while we do.
 
         Raises redis-py's ConnectionError or TimeoutError when the connection ends first: then it is not known whether
         the command was executed.
@@ -74,14 +76,11 @@ class Link(asyncio.Protocol):
             raise self._lost
         packed = hiredis.pack_command(command)  # before anything is noted: it refuses what Redis cannot take
         answer = self._loop.create_future()
-        if not self._waiting:
-            # Redis has nothing to do: it may begin while this turn of the loop goes on.
-            assert self._transport is not None
-            self._transport.write(packed)
-        else:
-            if not self._unsent:
-                self._loop.call_soon(self._flush)
-            self._unsent.append(packed)
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(packed)
+        if hurry:
+            self._flush()
         self._waiting.append((answer, self._loop.time() + self._timeout))
         if self._clock is None:
             self._clock = self._loop.call_later(self._timeout, self._check_deadline)
@@ -176,11 +175,12 @@ class PipelinedRedis(ArqRedis):
         callback = self.response_callbacks.get(args[0])
         if " " in args[0]:  # redis-py's names of two words: `SCRIPT LOAD`
             args = (*args[0].split(), *args[1:])
+        hurry = options.pop("hurry", False)
         link = self._link
         if link is None or link.lost:
             link = await self._connected()
         try:
-            reply = await link.call(*args)
+            reply = await link.call(*args, hurry=hurry)
         except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
             if isinstance(error, exceptions.BusyLoadingError | exceptions.TimeoutError) or not link.lost:
                 raise

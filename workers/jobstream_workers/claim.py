@@ -11,7 +11,7 @@ from jobstream import keys
 from jobstream.queue import LIVE_SECONDS
 from jobstream.scripts import Script
 
-CLAIM_MAX = 25
+CLAIM_MAX = 50
 """Jobs per call: other workers want some too, and a script blocks Redis while it runs."""
 
 NO_LIMITS: Mapping[str, int] = {}
@@ -55,6 +55,7 @@ async def claim(
     most = [part for limit in limits.items() for part in limit]
     answer = await _claim(
         client,
+        hurry=True,
         key_names=[keys.queue(queue)],
         args=[queue, worker_id, min(slots, CLAIM_MAX), round(lease * 1000), round(LIVE_SECONDS * 1000), *most],
     )
