@@ -11,7 +11,7 @@ from pathlib import Path
 BUSY_LOAD = 0.5
 """Load per core before a run from which on it is said that the machine is busy."""
 BUSY_SHARE = 0.1
-"""Share of the machine's CPU that other programs took during a run, the same."""
+"""Share of the machine's CPU that others took during a run, the same."""
 
 
 def describe() -> list[str]:
@@ -33,33 +33,33 @@ def load_warning() -> str | None:
 
 
 class Neighbours:
-    """How much of the machine others used while we ran. Linux only: elsewhere it has nothing to say."""
+    """How much of the machine others use, and how much is stolen by other machines, from now on. Linux only."""
 
-    def __init__(self) -> None:
-        self._before = _cpu()
+    def __init__(self, redis_seconds: float) -> None:
+        self._before = _cpu(redis_seconds)
 
-    def describe(self) -> tuple[str, bool]:
-        """A sentence, and whether that is too much. Call it when all child processes have been waited for."""
-        before, after = self._before, _cpu()
+    def share(self, redis_seconds: float) -> float:
+        """Of all CPU time; 0 where it cannot be known. Call it when all children but Redis have been waited for.
+
+        `redis_seconds`: CPU time that the server has used.
+        """
+        before, after = self._before, _cpu(redis_seconds)
         if before is None or after is None:
-            return "what other programs used is not known on this system", False
-        whole, busy, stolen, ours = (now - then for now, then in zip(after, before, strict=True))
-        others = max(0.0, busy - ours) / whole
-        text = f"during the run other programs used {others:.0%} of the CPU, and {stolen / whole:.0%} was stolen"
-        return f"{text} by other machines", others + stolen / whole > BUSY_SHARE
+            return 0.0
+        whole, others = (now - then for now, then in zip(after, before, strict=True))
+        return max(0.0, others) / whole if whole else 0.0
 
 
-def _cpu() -> tuple[float, float, float, float] | None:
-    """CPU seconds since the start: of the whole machine, busy, stolen, and of us and our ended children."""
+def _cpu(redis_seconds: float) -> tuple[float, float] | None:
+    """CPU seconds since the start: of the whole machine, and of all but us."""
     stat = Path("/proc/stat")
     if not stat.is_file():
         return None
     words = stat.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
     user, nice, system, idle, iowait, irq, softirq, stolen = (int(word) / os.sysconf("SC_CLK_TCK") for word in words)
-    busy = user + nice + system + irq + softirq
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    ours = sum(usage.ru_utime + usage.ru_stime for usage in used)
-    return busy + idle + iowait + stolen, busy, stolen, ours
+    used = user + nice + system + irq + softirq + stolen
+    ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return used + idle + iowait, used - sum(usage.ru_utime + usage.ru_stime for usage in ours) - redis_seconds
 
 
 def _processor() -> str:

@@ -24,6 +24,8 @@ class Measured:
 
     values: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
+    disturbed: float = 0.0
+    """Share of the machine's CPU that others used meanwhile."""
 
 
 class Lab:
@@ -96,7 +98,7 @@ async def idle(lab: Lab, *, jobs: int) -> Measured:
         await worker.ask("marks")
         answer = await client.ask("one_by_one", jobs=jobs, gap=gap)
         marks = await worker.ask("marks")
-    return Measured(samples={"pick_up": _delays(lab, marks, jobs), "result": [at / 1e6 for at in answer["results_ns"]]})
+    return Measured(samples={"start": _delays(lab, marks, jobs), "result": [at / 1e6 for at in answer["results_ns"]]})
 
 
 async def steady(lab: Lab, *, jobs: int) -> Measured:
@@ -109,7 +111,7 @@ async def steady(lab: Lab, *, jobs: int) -> Measured:
         answer = await client.ask("steady", jobs=jobs, rate=STEADY_RATE)
         await client.ask("drained", jobs=jobs)
         marks = await worker.ask("marks")
-    return Measured(values={"offered_per_s": answer["rate"]}, samples={"pick_up": _delays(lab, marks, jobs)})
+    return Measured(values={"offered_per_s": answer["rate"]}, samples={"start": _delays(lab, marks, jobs)})
 
 
 async def enqueue(lab: Lab, *, one_by_one: int, in_flight: int) -> Measured:

@@ -155,7 +155,13 @@ def _redis_text(phase: Phase) -> list[str]:
     inside = sum(spent for name, (_, spent) in phase.commands.items() if name != "evalsha")
     lines += [*table(rows), ""]
     rows = [["command, inside scripts or not", "µs/job", "calls/job"]]
-    rows.append(["evalsha, without the commands inside: Lua", f"{(usec - inside) / jobs:.2f}", f"{calls / jobs:.2f}"])
+    rows.append(
+        [
+            "evalsha: Lua, and fractions of µs of the commands inside",
+            f"{(usec - inside) / jobs:.2f}",
+            f"{calls / jobs:.2f}",
+        ]
+    )
     for name, (calls, spent) in sorted(phase.commands.items(), key=lambda item: -item[1][1]):
         if name != "evalsha" and spent / jobs >= 0.05:
             rows.append([name, f"{spent / jobs:.2f}", f"{calls / jobs:.2f}"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from benchmarks.machine import BUSY_SHARE
 from benchmarks.measure import Measured
 
 
@@ -30,7 +31,7 @@ class Results:
         """Everything, run by run."""
         steps = {
             step: {
-                system: [{"values": run.values, "samples_ms": run.samples} for run in runs]
+                system: [{"values": run.values, "samples_ms": run.samples, "disturbed": run.disturbed} for run in runs]
                 for system, runs in systems.items()
             }
             for step, systems in self.steps.items()
@@ -47,10 +48,22 @@ class Results:
 
 Row = list[str]
 
+LEGEND = """CPU is user and system time: of all workers together, and of the Redis server (INFO cpu).
+commands/job counts those inside scripts too; reads/job is how often Redis read from a socket: about its round trips.
+p50 is the median of the rounds' medians; p99 and most are of all samples together."""
+
 
 def text(results: Results) -> str:
     """The report as it is printed."""
-    parts = [*results.machine, results.redis, *(f"WARNING: {warning}" for warning in results.warnings)]
+    shares = [run.disturbed for systems in results.steps.values() for runs in systems.values() for run in runs]
+    parts = [
+        *results.machine,
+        f"while it ran, others used {median(shares):.0%} of the CPU in the median run, {max(shares):.0%} in the worst",
+        results.redis,
+        *(f"WARNING: {warning}" for warning in results.warnings),
+    ]
+    if median(shares) > BUSY_SHARE:
+        parts.append("WARNING: the machine was busy: compare ratios, not rates")
     for name, system in results.systems.items():
         versions = ", ".join(f"{package} {version}" for package, version in system["versions"].items())
         parts.append(f"{name}: {system['about']} ({versions})")
@@ -58,6 +71,7 @@ def text(results: Results) -> str:
         f"{results.rounds} interleaved rounds: median (least–most) of the rounds; "
         "ratios are medians of the ratios within each round"
     )
+    parts.append(LEGEND)
     for step, systems in results.steps.items():
         parts += ["", step, "", *table(_rows(systems))]
     scaling = _scaling(results)
@@ -78,8 +92,8 @@ def _rows(systems: dict[str, list[Measured]]) -> list[Row]:
 def _throughput_rows(systems: dict[str, list[Measured]]) -> list[Row]:
     bases = [name for name in ("arq", "floor") if name in systems]
     head = ["", "jobs/s", "", *(f"× {name}" for name in bases), "worker µs/job"]
-    head += [f"{bases[0]} ÷ it"] if bases[:1] == ["arq"] else []
-    rows = [[*head, "Redis µs/job", "commands/job", "reads/job"]]
+    head += ["× less than arq"] if bases[:1] == ["arq"] else []
+    rows = [[*head, "Redis µs/job", "commands/job", "reads/job", "jobs a run"]]
     for name, runs in systems.items():
         rates = _values(runs, "jobs_per_s")
         cpu = _values(runs, "worker_us_per_job")
@@ -90,13 +104,14 @@ def _throughput_rows(systems: dict[str, list[Measured]]) -> list[Row]:
             row.append(_ratio(_values(systems["arq"], "worker_us_per_job"), cpu))
         row.append(f"{median(_values(runs, 'redis_us_per_job')):,.0f}")
         row += [f"{median(_values(runs, key)):,.2f}" for key in ("commands_per_job", "reads_per_job")]
+        row.append(f"{runs[0].values['jobs']:,.0f}")
         rows.append(row)
     return rows
 
 
 def _latency_rows(systems: dict[str, list[Measured]]) -> list[Row]:
     kinds = list(next(iter(systems.values()))[0].samples)
-    rows = [["", *(word for kind in kinds for word in (f"{kind} p50 ms", "", "p99 ms", "most", "samples"))]]
+    rows = [["", *(word for kind in kinds for word in (f"to {kind}: p50 ms", "", "p99", "most", "samples"))]]
     for name, runs in systems.items():
         row = [name]
         for kind in kinds:
@@ -111,7 +126,16 @@ def _latency_rows(systems: dict[str, list[Measured]]) -> list[Row]:
 def _enqueue_rows(systems: dict[str, list[Measured]]) -> list[Row]:
     kinds = list(next(iter(systems.values()))[0].values)
     bases = [name for name in ("arq", "floor") if name in systems]
-    rows = [["", *(word for kind in kinds for word in (f"{kind} /s", "", *(f"× {base}" for base in bases)))]]
+    rows = [
+        [
+            "",
+            *(
+                word
+                for kind in kinds
+                for word in (f"{kind.replace('_', ' ')} /s", "", *(f"× {base}" for base in bases))
+            ),
+        ]
+    ]
     for name, runs in systems.items():
         row = [name]
         for kind in kinds:
@@ -158,7 +182,7 @@ def _range(values: Sequence[float], form: str) -> str:
 
 def _ratio(values: Sequence[float], base: Sequence[float]) -> str:
     ratio = median(value / other for value, other in zip(values, base, strict=True))
-    return f"{ratio:.1f}" if ratio >= 10 else f"{ratio:.2f}"
+    return f"{ratio:.{1 if ratio >= 10 else 2 if ratio >= 0.1 else 3}f}"
 
 
 def table(rows: list[Row]) -> list[str]:

@@ -22,7 +22,7 @@ class Entry:
     peer: bool = False
     """True when it needs an environment of its own, made from `peers/requirements-<name>.txt`."""
 
-    def jobs(self, slots: int, most: int, seconds: float = 2.0) -> int:
+    def jobs(self, slots: int, *, most: int, seconds: float) -> int:
         """How many no-ops to run: for about so many seconds, at most `most`."""
         known = max((size for size in self.rates if size <= slots), default=min(self.rates))
         return min(most, max(200, round(self.rates[known] * seconds)))
@@ -50,7 +50,7 @@ _SYSTEMS = (
         "benchmarks.systems.floor:Floor",
         "the Redis work that a leased job with a record and two events cannot do without, batched in Lua; no library",
         ("hiredis",),
-        {10: 10_000, 100: 10_000},
+        {10: 40_000, 100: 50_000},
         poll=0.05,
     ),
     Entry(
