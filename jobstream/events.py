@@ -1,4 +1,4 @@
-"""A job's events: the bell (pub/sub message), the log (stream) and the id by which a client resumes."""
+"""A job's events: the bell (pub/sub message), the log (list) and the id by which a client resumes."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def record(job_id: str) -> str:
 
 
 def log(job_id: str) -> str:
-    """stream, see LOG."""
+    """list, see LOG."""
     return LOG + job_id
 
 

@@ -38,6 +38,7 @@ class Order:
     queue: str | None = None
     tags: Sequence[str] = ()
     delay: float | None = None
+    priority: int | None = None
     key: str | None = None
 
 
@@ -53,6 +54,7 @@ async def submit(
             queue=order.queue,
             tags=order.tags,
             delay=order.delay,
+            priority=order.priority,
             idempotency_key=order.key or uuid.uuid4().hex,  # so that a cut on the way is healed by sending it again
         )
         if follow == "no":

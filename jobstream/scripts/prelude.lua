@@ -138,7 +138,9 @@ end
 -- out (Redis was away) is still its own as long as nobody has taken the job over: a claim puts its own token there.
 local function holds(id, token)
   local holder = redis.call('GET', ARQ_IN_PROGRESS .. id)
-  return holder == token or (not holder and redis.call('HGET', RECORD .. id, 'token') == token)
+  if holder then return holder == token end
+  -- Without a payload the job has ended: a stock worker took it over, and does not write our record.
+  return redis.call('HGET', RECORD .. id, 'token') == token and redis.call('EXISTS', ARQ_JOB .. id) == 1
 end
 
 -- Every claim and renewal makes contact. When nobody has for a while, Redis was away or frozen, and leases ran out that

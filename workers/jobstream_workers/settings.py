@@ -36,7 +36,7 @@ class WorkerSettings(RedisSettings, FileSettings):
     max_crashes: int = Field(
         3, ge=1, description="A job whose worker died so many times fails instead of being run again."
     )
-    poll_seconds: float = Field(0.5, gt=0, description="Fallback poll: for jobs whose wake-up was lost.")
+    poll_seconds: float = Field(0.5, gt=0, le=1, description="Fallback poll: for jobs whose wake-up was lost.")
     shutdown_seconds: float = Field(
         10.0, ge=0, description="Time that running jobs get at shutdown; then they are given back to the queue."
     )
