@@ -24,7 +24,7 @@ class JobPage(BaseModel):
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
-    """`GET /jobs`; `GET`, `DELETE /jobs/{id}`; `GET /jobs/{id}/status`; `POST /jobs/{id}/cancel`, `/jobs/{id}/retry`."""
+    """`GET /jobs`; `GET`, `DELETE /jobs/{id}` and its `/status`; `POST` to its `/cancel` and `/retry`."""
 
     @router.get("/jobs", tags=["jobs"], summary="List jobs, newest first", response_model=JobPage)
     async def list_jobs(
