@@ -156,7 +156,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=100, help="single jobs per round of the latency test (100)")
     parser.add_argument("--aof", choices=["off", "everysec"], default="off", help="Redis's append-only file (off)")
     parser.add_argument("--retry-above", type=float, default=1.0, metavar="SHARE",
-                        help=f"measure again, at most {RETRIES} times, what ran while others used more of the CPU (1)")  # fmt: skip
+                        help=f"measure again, up to {RETRIES} times, while others use more CPU than this")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single run to this file")
     options = parser.parse_args(arguments)
     options.systems = list(dict.fromkeys([*options.systems, *options.peers]))
