@@ -24,10 +24,11 @@ PATIENCE = 20.0
 Settings = Callable[..., WorkerSettings]
 
 
-def quick_settings(files: Path, **changes: Any) -> WorkerSettings:
-    """Settings of a worker that stops at once."""
+def quick_settings(files: Path, *, polls: bool = True, **changes: Any) -> WorkerSettings:
+    """Settings of a worker that stops at once. Without `polls` it only knows of jobs by wake-ups and its timer."""
     defaults: dict[str, Any] = {"files_dir": files, "processes": 1, "shutdown_seconds": 0, "kill_seconds": 1}
-    return WorkerSettings(**(defaults | changes))
+    settings = WorkerSettings(**(defaults | changes))
+    return settings if polls else settings.model_copy(update={"poll_seconds": 3600})
 
 
 @contextlib.asynccontextmanager

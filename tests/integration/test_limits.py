@@ -75,7 +75,7 @@ async def test_a_job_that_is_held_back_runs_when_another_ends(
 ) -> None:
     gates = {name: gate(name) for name in "abc"}
     data = {"gate": "a", "fails": end in ("fails", "asks again"), "again": end == "asks again"}
-    async with working(source, settings(poll_seconds=60)), working(source, settings(poll_seconds=60)):
+    async with working(source, settings(polls=False)), working(source, settings(polls=False)):
         first = await queue.submit("limited", data)
         second = await held_at(queue, "b")
         for job in (first, second):
@@ -235,10 +235,10 @@ async def test_a_stock_abort_reaches_a_job_that_is_held_back(
 
 async def test_a_limit_holds_across_queues(source: RedisSource, settings: Settings, queue: Queue) -> None:
     gates = {name: gate(name) for name in "abc"}
-    async with working(source, settings(queues="one", poll_seconds=60)):
+    async with working(source, settings(queues="one", polls=False)):
         for name in "ab":
             await in_status(queue, await held_at(queue, name, options=SubmitOptions(queue="one")), JobStatus.RUNNING)
-        async with working(source, settings(queues="two", poll_seconds=60)):
+        async with working(source, settings(queues="two", polls=False)):
             other = await held_at(queue, "c", options=SubmitOptions(queue="two"))
             await is_held_back(queue.client, other)  # type: ignore[arg-type]
             gates["a"].set()

@@ -87,7 +87,7 @@ async def test_a_delayed_job_that_is_due_runs_before_older_ones_of_a_lower_prior
 async def test_a_worker_wakes_up_for_a_delayed_job_with_a_priority(
     source: RedisSource, settings: Settings, queue: Queue
 ) -> None:
-    async with working(source, settings(poll_seconds=60)):
+    async with working(source, settings(polls=False)):
         job = await ended(queue, await entering(queue, "high", priority=7, delay=0.2))
     assert job.started_at is not None
     assert 0.2 <= (job.started_at - job.created_at).total_seconds() < 2

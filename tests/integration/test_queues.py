@@ -48,7 +48,7 @@ async def test_a_queue_gets_every_slot_when_the_other_is_empty(
     source: RedisSource, settings: Settings, queue: Queue, name: str
 ) -> None:
     gate = TURNSTILE.gates["all"] = asyncio.Event()
-    async with working(source, settings(queues="heavy:3,light", max_jobs=4, poll_seconds=60)):
+    async with working(source, settings(queues="heavy:3,light", max_jobs=4, polls=False)):
         jobs = [await submitted(queue, name, "waits_at", {"gate": "all"}) for _ in range(4)]
         for job in jobs:
             await in_status(queue, job, JobStatus.RUNNING)
@@ -73,8 +73,8 @@ async def test_a_flood_in_one_queue_does_not_hold_up_another(
 async def test_a_worker_wakes_up_for_each_of_its_queues(
     source: RedisSource, settings: Settings, queue: Queue, name: str, delay: float
 ) -> None:
-    """It does not wait for its fallback poll: that is a minute away."""
-    async with working(source, settings(queues="one,two", poll_seconds=60)):
+    """It does not wait for its fallback poll: there is none."""
+    async with working(source, settings(queues="one,two", polls=False)):
         job = await ended(queue, await submitted(queue, name, "add", {"a": 1}, delay=delay))
     assert job.started_at is not None
     assert delay <= (job.started_at - job.created_at).total_seconds() < delay + 2
