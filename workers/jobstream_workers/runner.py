@@ -223,6 +223,8 @@ class Runner:
             return None
         job, loop = running.job, asyncio.get_running_loop()
         reporter = _Reporter(running, writer)
+        limit = job.timeout or task.timeout
+        timer = _Timer(loop, running)
         execution = Execution(
             task=task,
             data=payload.data,
@@ -231,11 +233,8 @@ class Runner:
             max_attempts=task.retry.attempts,
             outbox=reporter.outbox,
             cancelled=running.cancelled,
+            begun=lambda: timer.start(limit),
         )
-        limit = job.timeout or task.timeout
-
-        timer = _Timer(loop, running)
-        timer.start(limit)
         try:
             with running.stoppable():
                 return await self._executors.run(execution)
@@ -254,6 +253,7 @@ class _Timer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, running: RunningJob) -> None:
         self._loop, self._running = loop, running
+        self._handle: asyncio.TimerHandle | None = None
 
     def start(self, seconds: float) -> None:
         """Begin to wait."""
@@ -261,7 +261,8 @@ class _Timer:
 
     def stop(self) -> None:
         """The attempt has ended."""
-        self._handle.cancel()
+        if self._handle is not None:
+            self._handle.cancel()
 
     def _ring(self) -> None:
         self._running.stop(StopReason.TIMEOUT)
