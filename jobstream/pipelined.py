@@ -86,6 +86,9 @@ class Link(asyncio.Protocol):
             self._clock = self._loop.call_later(self._timeout, self._check_deadline)
         reply = await answer
         if isinstance(reply, Exception):
+            # It has become a replica: whoever connects anew finds the primary. (Redis 6 quotes a script's error.)
+            if isinstance(reply, exceptions.ReadOnlyError) or "-READONLY" in str(reply):
+                self._end(exceptions.ConnectionError("The server has become a replica"))
             raise reply
         return reply
 
@@ -210,5 +213,7 @@ class PipelinedRedis(ArqRedis):
         connection: AbstractConnection = self.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         async with asyncio.timeout(2 * self._timeout):  # a frozen server accepts, and then says nothing
             await connection.connect()  # type: ignore[no-untyped-call]
+        if self._link is not None:  # what ended the link before concerns the idle connections too
+            await self.connection_pool.disconnect(inuse_connections=False)
         self._link = Link.take_over(connection, self._timeout)
         return self._link
