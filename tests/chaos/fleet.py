@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,7 +39,8 @@ class Member:
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it still runs; return when SIGKILL has worked."""
         if self.alive:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # its guard is about to tell
+                os.kill(self.pid, number)
             if number is signal.SIGKILL:
                 self._process.wait(10)
 

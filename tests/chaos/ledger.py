@@ -45,6 +45,15 @@ class Account:
     record: Mapping[str, str]
     entries: list[JobEvent]
 
+    def __str__(self) -> str:
+        words = [
+            f"{entry.version} {entry.time_ms % 10**6} {entry.kind} {entry.data[:100].decode()}"
+            for entry in self.entries
+            if entry.kind != "log"
+        ]
+        story = " | ".join(words if len(words) <= 14 else [*words[:7], "…", *words[-7:]])
+        return f"{self.job_id} {self.record.get('task')}: {story}"
+
     @property
     def status(self) -> JobStatus:
         """As the record has it."""
@@ -144,10 +153,7 @@ class Ledger:
         accounts = self.accounts()
         faults = [f"{job_id} was accepted and is not there" for job_id in accepted if job_id not in accounts]
         for account in accounts.values():
-            faults += [
-                f"{account.job_id} {account.record.get('task')} {fault}\n      {_story(account)}"
-                for fault in account.faults()
-            ]
+            faults += [f"{fault}: {account}" for fault in account.faults()]
         claimed = Counter(run for account in accounts.values() for run in account.claims)
         faults += [f"{run} ran without a claim" for run in notes(self._where) - claimed]
         faults += self._leftovers()
@@ -193,11 +199,3 @@ class Ledger:
 
     def _members(self, key: str) -> list[bytes]:
         return cast("list[bytes]", self._client.zrange(key, 0, -1))
-
-
-def _story(account: Account) -> str:
-    """The job's life in one line."""
-    words = [
-        f"{entry.version} {entry.kind} {entry.data[:100].decode()}" for entry in account.entries if entry.kind != "log"
-    ]
-    return " | ".join(words if len(words) <= 14 else [*words[:7], "…", *words[-7:]])

@@ -36,6 +36,7 @@ class MortalRedis:
             "appendonly": "yes",
             "appendfsync": "no",
             "save": "",
+            "repl-diskless-sync-delay": 0,
         }
         arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         with (self._directory / "redis.log").open("ab") as log:

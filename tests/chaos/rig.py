@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+
+import httpx2
 
 from jobstream.embedded import ServerProgram
 from jobstream.redis import UrlSource
@@ -48,6 +51,14 @@ class Rig:
             await ready(client, *self.workers)
         finally:
             await client.aclose()
+        async with httpx2.AsyncClient(base_url=self.fleet.url) as http:
+
+            async def known() -> bool:
+                with contextlib.suppress(httpx2.TransportError):
+                    return (await http.get("/tasks/talking")).is_success
+                return False
+
+            await until(known, "the API does not know the tasks")
 
     def start_api(self) -> None:
         """The API, or another one when the one before has ended."""
