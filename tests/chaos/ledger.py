@@ -13,7 +13,7 @@ import redis
 
 from jobstream import keys
 from jobstream.events import JobEvent, parse_message
-from jobstream.job import FINAL, JobStatus
+from jobstream.job import JobStatus
 from tests.integration.test_queue import LIVES_AS_LONG_AS_THE_DATA
 
 OF_WAITING_JOBS = (keys.ARQ_JOB, keys.ARQ_IN_PROGRESS, keys.ARQ_RETRY)
@@ -74,6 +74,18 @@ class Account:
         """When, in ms of Redis's time."""
         return [entry.time_ms for entry, _ in self._claims()]
 
+    @property
+    def takeovers(self) -> Iterator[tuple[Run, int, int]]:
+        """The attempts that the job was taken away from, each with the time of its claim and of the next one."""
+        held: tuple[Run, int] | None = None
+        for entry in self.entries:
+            if (claim := claimed_by(entry)) is not None:
+                if held is not None:
+                    yield *held, entry.time_ms
+                held = Run(self.job_id, *claim), entry.time_ms
+            elif entry.kind == "status" and json.loads(entry.data)["status"] != "cancelling":
+                held = None  # given back
+
     def faults(self) -> Iterator[str]:
         """What is wrong with this account by itself."""
         kinds = [entry.kind for entry in self.entries]
@@ -129,19 +141,10 @@ class Ledger:
         self._client = client
         self._where = where
 
-    def unfinished(self, job_ids: Iterable[str]) -> list[str]:
-        """Those of the jobs that are in no final state, and all others that the status indexes call unfinished."""
-        pipe = self._client.pipeline(transaction=False)
-        asked = list(job_ids)
-        for job_id in asked:
-            pipe.hget(keys.record(job_id), "status")
-        statuses = cast("list[bytes | None]", pipe.execute())
-        open_ = {
-            job_id for job_id, status in zip(asked, statuses, strict=True) if (status or b"").decode() not in FINAL
-        }
-        for status in set(JobStatus) - FINAL:
-            open_ |= {member.decode() for member in self._members(keys.index(status=status))}
-        return sorted(open_)
+    def unfinished(self) -> list[str]:
+        """The jobs that the status indexes hold and that are in no final state."""
+        indexes = [keys.index(status=status) for status in JobStatus if not status.done]
+        return sorted(member.decode() for index in indexes for member in self._members(index))
 
     def accounts(self) -> dict[str, Account]:
         """All jobs that have a record."""

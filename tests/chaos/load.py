@@ -38,8 +38,9 @@ class Kind:
 
 KINDS = (
     Kind("coroutine"),
-    Kind("thread"),
-    Kind("process"),
+    Kind("coroutine", data={"seconds": 4.0}),
+    Kind("thread", data={"seconds": 2.0}),
+    Kind("process", data={"seconds": 0.5}),
     Kind("flaky", runs=3),
     Kind("hopeless", status=JobStatus.FAILED),
     Kind("coroutine", params={"delay": "1.5"}),

@@ -74,12 +74,12 @@ class Rig:
             ledger = Ledger(client, self.notes)
 
             async def ended() -> bool:
-                return not ledger.unfinished(accepted)
+                return not ledger.unfinished()
 
             try:
                 await until(ended, "not all jobs have ended", seconds=seconds)
             except AssertionError:
-                stories = "\n".join(str(ledger.account(job_id)) for job_id in ledger.unfinished(accepted)[:5])
+                stories = "\n".join(str(ledger.account(job_id)) for job_id in ledger.unfinished()[:5])
                 raise AssertionError(f"unfinished after {seconds:g} s:\n{stories}") from None
             accounts = ledger.check(accepted)
         return {job_id: accounts[job_id] for job_id in accepted}
