@@ -47,6 +47,16 @@ async def gated(job: JobContext, where: str, gate: str) -> int:
 
 
 @task
+async def silent(job: JobContext, where: str) -> None:
+    """Say nothing until cancelled."""
+    note(where, "began", job.id, job.attempt, os.getpid())
+    try:
+        await asyncio.Event().wait()
+    finally:
+        note(where, "stopped", job.id, job.attempt, os.getpid())
+
+
+@task
 async def poison(job: JobContext, where: str) -> None:
     """Kill the worker."""
     note(where, "began", job.id, job.attempt, os.getpid())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
@@ -16,8 +19,12 @@ from jobstream.embedded import ChildRedis
 from jobstream.job import Job, JobStatus
 from jobstream.queue import Queue
 from jobstream.redis import UrlSource
+from jobstream_workers.claim import ClaimedJob, claim
+from jobstream_workers.loader import load_tasks
+from jobstream_workers.worker import Worker
 from tests.chaos.fleet import Fleet, Member, ready, until
 from tests.chaos.ledger import Account, Ledger, Run, notes
+from tests.working import quick_settings
 
 RECOVERY_MS = 5_000
 """What the defaults promise: a dead worker's jobs start again elsewhere within this time."""
@@ -69,6 +76,14 @@ class Bench:
             return len(account.claims) >= times and account.entries[-1].kind == "chunk"
 
         return [await self.until(job, begun) for job in jobs]
+
+    async def noted(self, word: str, run: Run) -> None:
+        """Wait until the task has noted it."""
+
+        async def there() -> bool:
+            return run in notes(self.notes, word)
+
+        await until(there, f"no {word} of {run}")
 
     async def ended(self, jobs: list[Job]) -> list[Account]:
         """The jobs' accounts at their end."""
@@ -178,3 +193,58 @@ async def test_a_worker_whose_event_loop_is_blocked_is_not_robbed(fleet: Fleet, 
     [account] = await bench.ended([job])
     assert (account.status, len(account.claims)) == (JobStatus.SUCCEEDED, 1)
     assert notes(bench.notes) == Counter(account.claims)
+
+
+@contextlib.asynccontextmanager
+async def worker_here(source: UrlSource, directory: Path, *, lease_seconds: float) -> AsyncIterator[None]:
+    """A worker in this event loop."""
+    quick = quick_settings(directory, lease_seconds=lease_seconds)
+    worker = Worker(source, load_tasks(["tests.chaos.chaos_tasks"], entry_points=False), quick)
+    running = asyncio.create_task(worker.async_run())
+    try:
+        await worker.ready.wait()
+        yield
+    finally:
+        worker.stop()
+        await running
+        await worker.close()
+
+
+async def test_a_worker_that_gets_its_own_job_back_ends_the_run_that_it_lost(
+    real_source: UrlSource, bench: Bench, tmp_path: Path
+) -> None:
+    """It was frozen, and all others were busy: nobody but itself takes its job over. The lost run says nothing."""
+    async with worker_here(real_source, tmp_path, lease_seconds=60):
+        job = await bench.submit("silent")
+        await bench.noted("began", Run(job.id, 1, os.getpid()))
+        async with bench.client.pipeline(transaction=True) as pipe:  # the lease runs out
+            pipe.delete(keys.in_progress(job.id))
+            pipe.zadd(keys.queue("default"), {job.id: 1})
+            pipe.publish(keys.wake("default"), "")
+            await pipe.execute()
+        await bench.noted("began", Run(job.id, 2, os.getpid()))
+        await bench.noted("stopped", Run(job.id, 1, os.getpid()))
+        assert Run(job.id, 2, os.getpid()) not in notes(bench.notes, "stopped")
+
+
+async def test_a_claim_that_is_answered_after_its_lease_starts_nothing(
+    real_source: UrlSource, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is frozen between question and answer; meanwhile somebody else takes the job."""
+    asked_again = asyncio.Event()
+    taken: list[ClaimedJob] = []
+
+    async def late(client: ArqRedis, **options: Any) -> tuple[list[ClaimedJob], float | None]:
+        if taken:
+            asked_again.set()
+        jobs, due = await claim(client, **options)
+        while jobs and not taken:
+            taken.extend((await claim(bench.client, **(options | {"worker_id": "other", "lease": 60.0})))[0])
+        return jobs, due
+
+    monkeypatch.setattr("jobstream_workers.worker.claim", late)
+    async with worker_here(real_source, tmp_path, lease_seconds=1):
+        await bench.submit("silent")
+        await asyncio.wait_for(asked_again.wait(), 20)
+    assert len(taken) == 1
+    assert not notes(bench.notes)

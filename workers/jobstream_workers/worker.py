@@ -207,6 +207,7 @@ class Worker(ArqWorker):
 
     async def _claim_from(self, queue: str, slots: int, runner: Runner, leases: LeaseKeeper) -> tuple[int, float]:
         """Claim and start; how many, and the seconds until the queue should be looked at again."""
+        asked_at = time.monotonic()
         claimed, due = await claim(
             self.pool,
             queue=queue,
@@ -215,6 +216,8 @@ class Worker(ArqWorker):
             lease=self._settings.lease_seconds,
             limits=self._limits,
         )
+        if time.monotonic() - asked_at > self._settings.lease_seconds:
+            return 0, 0.0  # frozen meanwhile: these leases have ended, and the jobs may be somebody else's
         self._meter.claimed(claimed)
         for job in claimed:
             self._start(job, runner, leases)
@@ -224,6 +227,8 @@ class Worker(ArqWorker):
 
     def _start(self, job: ClaimedJob, runner: Runner, leases: LeaseKeeper) -> None:
         running = RunningJob(job)
+        if (lost := self._running.get(job.id)) is not None:
+            lost.stop(StopReason.LOST)  # frozen for longer than its lease, and nobody else was free to take it over
         self._running[job.id] = running
         leases.hold(job)
         task = asyncio.create_task(runner.run(running), name=f"run-{job.id}")
