@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ class Step:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 when something could not be measured, 130 after Ctrl-C."""
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing is left behind
     try:
         asyncio.run(_run(options))
     except BenchmarkError as error:

@@ -26,6 +26,9 @@ _OF_THEIR_OWN = frozenset(
 )
 """Commands that would hold up, or change, the connection for all others: they take one from the pool."""
 
+_ENOUGH = 16
+"""Commands that do not wait for the end of the loop's turn: Redis begins with them while we prepare the next ones."""
+
 
 class Link(asyncio.Protocol):
     """One connection. Calls are answered in order; a call that waits longer than `timeout` s ends the connection."""
@@ -79,7 +82,7 @@ class Link(asyncio.Protocol):
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(packed)
-        if hurry:
+        if hurry or len(self._unsent) >= _ENOUGH:
             self._flush()
         self._waiting.append((answer, self._loop.time() + self._timeout))
         if self._clock is None:
