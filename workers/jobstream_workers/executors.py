@@ -39,6 +39,11 @@ class Execution:
     begun: Callable[[], None] = lambda: None
     """Called when the function begins: a process task may have to wait for a free child before."""
 
+    def stop(self) -> None:
+        """Tell the function to stop; it hears of it when it next looks or speaks."""
+        self.cancelled.set()
+        self.outbox.interrupt()
+
 
 class Executors:
     """The event loop, a pool of threads and a pool of processes. `kill_grace`: seconds from SIGTERM to SIGKILL."""
@@ -81,7 +86,7 @@ class Executors:
         except JobCancelled:
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:
-            execution.cancelled.set()  # for threads that the task started
+            execution.stop()  # for threads that the task started
             raise
 
     async def _in_thread(self, execution: Execution) -> bytes:
@@ -92,7 +97,7 @@ class Executors:
             await asyncio.wait([ended])
             return ended.result()
         except asyncio.CancelledError:
-            execution.cancelled.set()
+            execution.stop()
             if not work.cancel():  # it runs already
                 await uninterrupted(settled(ended))
             raise
