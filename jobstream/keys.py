@@ -60,6 +60,9 @@ CONTACT: Final = "jobstream:contact"
 GRACE: Final = "jobstream:grace"
 """string, after an outage: leases that ran out meanwhile are not taken over yet; PX one lease."""
 
+RECOVERY: Final = "jobstream:recovery"
+"""string, somebody has just looked after the jobs of dead workers; PX half a second."""
+
 WORKER: Final = "jobstream:worker:"
 """hash, a worker's heartbeat; PX three beats."""
 WORKERS: Final = "jobstream:workers"

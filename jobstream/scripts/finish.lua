@@ -8,6 +8,8 @@ if not holds(id, ARGV[2]) then return 0 end
 if tonumber(ARGV[7]) > 0 then redis.call('SET', ARQ_RESULT .. id, ARGV[6], 'PX', ARGV[7]) end
 if ARGV[5] == '' then
   finish(id, KEYS[1], ARGV[3], now_ms(), 'result', ARGV[4])
+elseif ARGV[3] ~= 'failed' then
+  finish(id, KEYS[1], ARGV[3], now_ms(), 'error', ARGV[5])
 else
   local errors = redis.call('HGET', RECORD .. id, 'errors')
   finish(id, KEYS[1], ARGV[3], now_ms(), 'error', ARGV[5], 'errors', (errors and errors .. ',' or '') .. ARGV[5])

@@ -90,6 +90,10 @@ local function forget(id)
   redis.call('SET', TOMBSTONE .. id, '1', 'PX', 86400000)
 end
 
+local function queue_key(name)
+  return name == 'default' and ARQ_QUEUE or ARQ_QUEUE .. ':' .. name
+end
+
 -- Up to `count` jobs that were held back get the places in their queues back that they had. Those that are gone, or run
 -- already in a stock worker, do not count.
 local function unpark(task, count)
@@ -98,8 +102,9 @@ local function unpark(task, count)
     local id = parked[1]
     if not id then return end
     local queue = redis.call('HGET', RECORD .. id, 'queue') or ''
-    local key = queue == 'default' and ARQ_QUEUE or ARQ_QUEUE .. ':' .. queue
-    if redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 0 and redis.call('ZADD', key, 'XX', 'CH', parked[2], id) == 1 then
+    local moved = redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 0
+      and redis.call('ZADD', queue_key(queue), 'XX', 'CH', parked[2], id) == 1
+    if moved then
       redis.call('PUBLISH', WAKE .. queue, id)
       count = count - 1
     end

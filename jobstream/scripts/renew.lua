@@ -3,7 +3,7 @@
 -- Returns id, verdict, id, verdict, … for the jobs that need attention: `lost` or `cancel`.
 even_when_full()
 local lease, now, answer = ARGV[1], now_ms(), {}
-after_outage(now, tonumber(lease))
+local grace = after_outage(now, tonumber(lease))
 for at = 2, #ARGV, 3 do
   local id = ARGV[at]
   if not holds(id, ARGV[at + 1]) then
@@ -17,6 +17,20 @@ for at = 2, #ARGV, 3 do
     if record[1] == 'cancelling' or redis.call('ZSCORE', ARQ_ABORT, id) then
       answer[#answer + 1] = id
       answer[#answer + 1] = 'cancel'
+    end
+  end
+end
+-- A dead worker's job stands in the queue at its lease's end, behind all that was queued before. When every worker is busy
+-- that may be long: it gets its old place back. Workers that are not busy claim it as soon as its lease has ended.
+if not grace and redis.call('SET', RECOVERY, '1', 'NX', 'PX', 500) then
+  for _, status in ipairs({'running', 'cancelling'}) do
+    for _, id in ipairs(redis.call('ZRANGE', INDEX_STATUS .. status, 0, 4999)) do
+      if redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 0 then
+        local old = redis.call('HMGET', RECORD .. id, 'queue', 'created_at', 'priority')
+        if old[2] then
+          redis.call('ZADD', queue_key(old[1]), 'XX', 'LT', whole(score(tonumber(old[2]), old[3])), id)
+        end
+      end
     end
   end
 end

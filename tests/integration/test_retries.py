@@ -161,7 +161,7 @@ async def test_a_cancelled_job_is_not_tried_again_whatever_its_cleaning_up_raise
     assert (await queue.cancel(job.id)).stopping
     job = await ended(queue, job)
     assert (job.status, job.attempt) == (JobStatus.CANCELLED, 1)
-    assert error_of(job)["detail"] == "cancelled by client"
+    assert (error_of(job)["detail"], job.errors) == ("cancelled by client", [])
 
 
 async def test_a_cancel_that_comes_before_the_failure_is_written_is_kept(queue: Queue, client: ArqRedis) -> None:

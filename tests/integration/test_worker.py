@@ -22,6 +22,7 @@ from jobstream.queue import Queue, SubmitOptions
 from jobstream.redis import RedisSource, UrlSource
 from jobstream.serialize import TaskFailure, deserialize, serialize
 from jobstream_workers.claim import claim
+from tests.worker_tasks import ORDER, TURNSTILE
 from tests.working import TASKS, Settings, ended, error_of, event_of, working
 
 
@@ -219,6 +220,27 @@ async def test_a_dead_workers_job_runs_again_when_its_lease_has_ended(
     async with working(source, settings()):
         job = await ended(queue, job)
     assert (job.status, job.result) == (JobStatus.SUCCEEDED, [job.id, 2])
+
+
+async def test_a_dead_workers_job_does_not_wait_behind_all_that_is_queued(
+    source: RedisSource, settings: Settings, queue: Queue, client: ArqRedis
+) -> None:
+    """It has its old place again, although every worker is busy."""
+    gate = TURNSTILE.gates["busy"] = asyncio.Event()
+    async with working(source, settings(lease_seconds=1, max_jobs=1)):
+        busy = await queue.submit("waits_at", {"gate": "busy"})
+        await event_of(client, busy.id, "log")
+        for name in "abc":
+            await queue.submit("enters", {"name": name}, job_id=name)
+        lost = await queue.submit("enters", {"name": "lost"}, options=SubmitOptions(priority=1))
+        await claim(client, queue="default", worker_id="dead", slots=1, lease=0.05)
+        while (await client.zrange(keys.queue("default"), 0, 0)) != [lost.id.encode()]:
+            pass
+        gate.set()
+        await ended(queue, await queue.get("c"))
+    assert ORDER == ["lost", "a", "b", "c"]
+    ORDER.clear()
+    TURNSTILE.gates.clear()
 
 
 async def test_a_worker_survives_redis_being_killed_and_finishes_its_job_once(
