@@ -18,6 +18,15 @@ test: ## every test, against a real Redis (ARGS="-k words")
 	@scripts/setup --dev --redis
 	@exec .venv/bin/pytest $(ARGS)
 
+.PHONY: chaos
+chaos: ## kill and freeze workers, API and Redis 200 times under load; the books must balance (ARGS="--chaos-seed 7")
+	@scripts/setup --dev --redis
+	@exec .venv/bin/pytest tests/chaos/test_ledger.py --chaos-long --capture=no $(ARGS)
+
+.PHONY: bench
+bench: setup ## how fast it is, beside arq and the least that Redis must do (ARGS="--peers saq,taskiq,streaq")
+	@exec .venv/bin/python -m benchmarks $(ARGS)
+
 check: tools ## ruff, mypy and the import rules
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check

@@ -59,6 +59,7 @@ def announcement(task: Task) -> Announcement:
         executor=task.executor,
         timeout=task.timeout,
         ttl=task.ttl,
+        max_attempts=task.retry.attempts,
         accepted_status=task.accepted_status,
     )
 

@@ -401,6 +401,10 @@ class JobHandle:
         """Ask the job to stop; its record stays. A job that is done already is returned unchanged."""
         return _job(await self._client.request("POST", f"{self._path}/cancel"))
 
+    async def retry(self) -> Job:
+        """Run a failed or cancelled job again, under the same id. Raises Rejected when it is in no state for that."""
+        return _job(await self._client.request("POST", f"{self._path}/retry"))
+
     async def delete(self) -> None:
         """Purge the job and its record; a running one is stopped first."""
         await self._client.request("DELETE", self._path)

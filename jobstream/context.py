@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
-from numbers import Integral
 from typing import Generic, Literal, TypeVar, overload
 
 import msgspec
@@ -12,7 +11,7 @@ from pydantic import BaseModel
 
 from jobstream.errors import JobCancelled
 from jobstream.files import FileStore
-from jobstream.outbox import Outbox, ProgressState
+from jobstream.outbox import Outbox, plain_number
 from jobstream.progress import ITEMS_KEPT
 
 T = TypeVar("T")
@@ -29,7 +28,7 @@ class JobContext:
     words are put into an outbox, coalesced, and written by the worker.
     """
 
-    __slots__ = ("_cancelled", "_outbox", "_state", "attempt", "files", "id", "max_attempts", "task")
+    __slots__ = ("_cancelled", "_outbox", "attempt", "files", "id", "max_attempts", "task")
 
     def __init__(
         self,
@@ -54,7 +53,6 @@ class JobContext:
         """Opens the uploaded files that the input names."""
         self._outbox = outbox
         self._cancelled = cancelled or threading.Event()
-        self._state = ProgressState()
 
     @property
     def cancelled(self) -> bool:
@@ -79,16 +77,20 @@ class JobContext:
         What is left out (None) stays as it was. `items` names what has been processed so far, all of it; the latest
         1,000 names are kept. Raises `JobCancelled` when the job was told to stop.
         """
+        outbox = self._outbox
+        same_total = total is None or total == outbox.total
+        if outbox.quick and same_total and current is not None and message is None and items is None:
+            outbox.current = current
+            if outbox.quick:  # still: whoever takes the state sees what was written
+                return
         if self._cancelled.is_set():
             raise JobCancelled(self.id)
-        old = self._state
-        state = self._state = ProgressState(
-            old.current if current is None else _number(current),
-            old.total if total is None else _number(total),
-            old.message if message is None else _cut(text(message)),
-            old.items if items is None else tuple(map(text, tuple(items)[-ITEMS_KEPT:])),
+        outbox.set_progress(
+            None if current is None else plain_number(current),
+            None if total is None else plain_number(total),
+            None if message is None else _cut(text(message)),
+            None if items is None else tuple(map(text, tuple(items)[-ITEMS_KEPT:])),
         )
-        self._outbox.set_progress(state)
 
     def log(self, message: str, *, level: LogLevel = "info") -> None:
         """Add a line to the job's log: an event that every watcher sees, in order."""
@@ -123,11 +125,13 @@ class Tracked(Generic[T]):
         self._job, self._items, self._total, self._message = job, items, total, message
 
     def __iter__(self) -> Iterator[T]:
-        job = self._job
+        job, outbox = self._job, self._job._outbox
         job.progress(0, self._total, self._message)
         for done, item in enumerate(self._items, start=1):
             yield item
-            job.progress(done)
+            outbox.current = done
+            if not outbox.quick:
+                job.progress(done)
 
 
 class AsyncTracked(Generic[T]):
@@ -150,15 +154,6 @@ def text(value: object) -> str:
     """The value as a string that UTF-8 can say: a file name that is not text (PEP 383) must not fail a job."""
     string = str(value)
     return string if string.isascii() else string.encode(errors="replace").decode()
-
-
-def _number(value: float) -> float | int:
-    """A plain number of at most 64 bits, whatever the task counts with (numpy, Decimal, bool)."""
-    if type(value) is float:
-        return value
-    if isinstance(value, Integral) and -(1 << 63) <= value < 1 << 63:
-        return int(value)
-    return float(value)
 
 
 def _encode_model(value: object) -> object:

@@ -16,8 +16,11 @@ JobstreamError
 ├── InvalidOutput           500  the task's result is not what its return annotation promises
 ├── TaskRaised              500  the task raised an exception
 ├── TaskCrashed             500  the process that ran the task died
+├── CancelledByClient       410  why a cancelled job has no result
+├── WorkerCrashed           500  the worker that ran the job died, again and again
 ├── ConfigurationError           a setting or a task's declaration is wrong
 └── TaskError               422  raised by a task: the caller's fault, with a status of the task's choice
+Retry (Exception)                raised by a task: this attempt is over, try again
 JobCancelled (BaseException)     raised inside a running task that has been cancelled
 """
 
@@ -128,7 +131,7 @@ class UnsupportedMediaType(JobstreamError):
 
 
 class RedisUnavailable(JobstreamError):
-    """The store is away for the moment; nothing was accepted"""
+    """The store is away for the moment"""
 
     status = 503
     code = "redis-unavailable"
@@ -145,8 +148,10 @@ class TaskRaised(JobstreamError):
 
     code = "task-raised"
 
-    def __init__(self, type_name: str, message: str, traceback_text: str) -> None:
+    def __init__(self, type_name: str, message: str, traceback_text: str, *, retryable: bool = False) -> None:
         super().__init__(f"{type_name}: {message}" if message else type_name)
+        self.retryable = retryable
+        """Whether the task's RetryPolicy tries again after such an exception."""
         self.type_name = type_name
         """The exception's class, without its module."""
         self.message = message
@@ -158,6 +163,19 @@ class TaskCrashed(JobstreamError):
     """The process that ran the task died"""
 
     code = "task-crashed"
+
+
+class WorkerCrashed(JobstreamError):
+    """The worker died while it ran the job, again and again"""
+
+    code = "worker-crashed"
+
+
+class CancelledByClient(JobstreamError):
+    """The job was cancelled"""
+
+    status = 410
+    code = "cancelled"
 
 
 class Draining(JobstreamError):
@@ -192,6 +210,20 @@ class TaskError(JobstreamError):
         self.http_status = status
         self.problem_code = code
         self.retryable = retryable
+
+
+class Retry(Exception):
+    """Raise it from a task: this attempt is over, the job is tried again.
+
+    `after`: seconds until the next attempt; None leaves it to the task's RetryPolicy. Its `attempts` count either way.
+    """
+
+    def __init__(self, detail: str = "", *, after: float | None = None) -> None:
+        super().__init__(detail)
+        if after is not None and not 0 <= after < 366 * 86_400:
+            raise ValueError("after is a number of seconds from 0 to a year")
+        self.detail = detail
+        self.after = after
 
 
 class JobCancelled(BaseException):

@@ -1,4 +1,4 @@
-"""A job's events: the bell (pub/sub message), the log (stream) and the id by which a client resumes."""
+"""A job's events: the bell (pub/sub message), the log (list) and the id by which a client resumes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import NamedTuple, cast
 from redis.asyncio import Redis
 
 from jobstream import keys
-from jobstream.job import Record
+from jobstream.job import Record, pairs
+from jobstream.scripts import Script
 
 DURABLE = frozenset({"status", "log", "chunk", "done"})
 """Events that are in the log and carry an id. `progress` is state: the latest is in the record."""
+
+_read = Script("read")
 
 _EVENT_ID = re.compile(r"(?P<epoch>[0-9a-f]{8})-(?P<version>[0-9]{1,15})\Z")
 
@@ -72,7 +75,7 @@ def parse_event_id(text: str) -> EventId | None:
 
 
 def parse_message(message: bytes) -> JobEvent:
-    """A pub/sub message of `keys.events`: `<version> <kind> <ms> <data>`."""
+    """A pub/sub message of `keys.events`, or an entry of the log: `<version> <kind> <ms> <data>`."""
     version, kind, time_ms, data = message.split(b" ", 3)
     return JobEvent(int(version), kind.decode(), int(time_ms), data)
 
@@ -95,25 +98,15 @@ async def read_versions(client: Redis, job_ids: Sequence[str]) -> list[int | Non
 
 async def read_snapshot(client: Redis, job_id: str, *, after: int, limit: int | None = None) -> Snapshot | None:
     """The record and up to `limit` (None: all) durable events above version `after`; None when there is no record."""
-    async with client.pipeline(transaction=True) as pipe:
-        pipe.hgetall(keys.record(job_id))
-        pipe.xrange(keys.log(job_id), min=f"{after + 1}-0", max="+", count=limit)
-        pipe.xrange(keys.log(job_id), count=1)
-        record, entries, first = await pipe.execute()
+    flat, entries, first = await _read(client, args=[job_id, after, limit or 0])
+    record = pairs(flat)
     if b"status" not in record:
         return None
-    events = [
-        JobEvent(_version(entry_id), fields[b"e"].decode(), int(fields[b"t"]), fields[b"d"])
-        for entry_id, fields in entries
-    ]
-    oldest = _version(first[0][0]) if first else None
+    events = [parse_message(entry) for entry in entries]
+    oldest = parse_message(first).version if first else None
     # Version 1 is always durable (the submit), so a log that begins later has lost its beginning.
     complete = after >= int(record[b"version"]) or (oldest is not None and (oldest == 1 or oldest <= after + 1))
     return Snapshot(record, events, complete, more=len(events) == limit)
-
-
-def _version(entry_id: bytes) -> int:
-    return int(entry_id.partition(b"-")[0])
 
 
 async def read_epoch(client: Redis) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -99,6 +99,7 @@ class Job(BaseModel):
     max_attempts: int
     result: Any
     error: JobError | None
+    errors: list[JobError] = Field(default_factory=list, description="What ended each failed attempt")
     created_at: WireTime
     run_at: WireTime | None
     started_at: WireTime | None
@@ -131,6 +132,7 @@ def job_from_record(record: Record, *, prefix: str = "") -> Job:
         max_attempts=int(record.get(b"max_attempts", 1)),
         result=_json(record.get(b"result")),
         error=_json(record.get(b"error")),
+        errors=_json(b"[" + record.get(b"errors", b"") + b"]"),
         created_at=from_ms(record[b"created_at"]),
         run_at=_time(record.get(b"run_at")),
         started_at=_time(record.get(b"started_at")),
@@ -146,6 +148,11 @@ def job_from_record(record: Record, *, prefix: str = "") -> Job:
             events=f"{prefix}/jobs/{job_id}/events",
         ),
     )
+
+
+def pairs(flat: Sequence[bytes]) -> Record:
+    """A script's HGETALL (name, value, name, value, …) as a record."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def from_ms(value: bytes | int) -> datetime:

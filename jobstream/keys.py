@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+ARQ_QUEUE: Final = "arq:queue"
+"""zset id → ms when due, of the default queue; that of another one has `:` and its name behind it."""
 ARQ_JOB: Final = "arq:job:"
 """string, the payload {t,f,a,k,et}; from submit to the end, PX the record's."""
 ARQ_IN_PROGRESS: Final = "arq:in-progress:"
@@ -22,7 +24,7 @@ ARQ_ABORT: Final = "arq:abort"
 RECORD: Final = "jobstream:job:"
 """hash, the job's record; expires `ttl` after the end, or when nobody ran it in `LIVE_TTL`."""
 LOG: Final = "jobstream:log:"
-"""stream, the job's durable events, id `<version>-0`; capped; lives as long as the record."""
+"""list, the job's durable events as in `EVENTS`; capped; lives as long as the record."""
 TOMBSTONE: Final = "jobstream:gone:"
 """string, says that a job was purged; 24 h."""
 IDEMPOTENCY: Final = "jobstream:idempotency:"
@@ -45,6 +47,22 @@ WAKE: Final = "jobstream:wake:"
 """channel per queue: a job is waiting."""
 CONTROL: Final = "jobstream:control:"
 """channel per worker: `cancel <id>`."""
+PARKED: Final = "jobstream:parked:"
+"""zset per task id → ms when it was due: jobs held back because `max_running` others run; a day after the last one."""
+RUNNING: Final = "jobstream:running:"
+"""zset per task with `max_running`, id → ms when the lease ends; a day after the last claim."""
+PROMOTE: Final = "jobstream:promote:"
+"""zset per queue, delayed jobs with a priority, id → ms when due; entries leave when due, cancelled or purged."""
+CRON: Final = "jobstream:cron:"
+"""hash per task with a cron: which tick was queued last, for which expression; until two days after that tick."""
+CONTACT: Final = "jobstream:contact"
+"""string, ms of any worker's last claim; an hour."""
+GRACE: Final = "jobstream:grace"
+"""string, after an outage: leases that ran out meanwhile are not taken over yet; PX one lease."""
+
+RECOVERY: Final = "jobstream:recovery"
+"""string, somebody has just looked after the jobs of dead workers; PX half a second."""
+
 WORKER: Final = "jobstream:worker:"
 """hash, a worker's heartbeat; PX three beats."""
 WORKERS: Final = "jobstream:workers"
@@ -61,12 +79,12 @@ EPOCH: Final = "jobstream:epoch"
 
 def queue(name: str) -> str:
     """zset id → ms when due (arq's `queue_name`); `default` is arq's own default queue."""
-    return "arq:queue" if name == "default" else f"arq:queue:{name}"
+    return ARQ_QUEUE if name == "default" else f"{ARQ_QUEUE}:{name}"
 
 
 def queue_name(key: str) -> str:
     """The reverse of `queue`."""
-    return "default" if key == "arq:queue" else key.removeprefix("arq:queue:")
+    return "default" if key == ARQ_QUEUE else key.removeprefix(f"{ARQ_QUEUE}:")
 
 
 def arq_job(job_id: str) -> str:
@@ -90,7 +108,7 @@ def record(job_id: str) -> str:
 
 
 def log(job_id: str) -> str:
-    """stream, see LOG."""
+    """list, see LOG."""
     return LOG + job_id
 
 

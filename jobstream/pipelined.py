@@ -26,6 +26,9 @@ _OF_THEIR_OWN = frozenset(
 )
 """Commands that would hold up, or change, the connection for all others: they take one from the pool."""
 
+_ENOUGH = 16
+"""Commands that do not wait for the end of the loop's turn: Redis begins with them while we prepare the next ones."""
+
 
 class Link(asyncio.Protocol):
     """One connection. Calls are answered in order; a call that waits longer than `timeout` s ends the connection."""
@@ -62,8 +65,10 @@ class Link(asyncio.Protocol):
         """True when it can be used no more."""
         return self._lost is not None
 
-    async def call(self, *command: Any) -> Any:
+    async def call(self, *command: Any, hurry: bool = False) -> Any:
         """Send a command and await its reply; an error reply is raised.
+
+        `hurry`: send it, and all that waits, now and not at the end of the loop's turn: Redis works while we do.
 
         Raises redis-py's ConnectionError or TimeoutError when the connection ends first: then it is not known whether
         the command was executed.
@@ -74,14 +79,19 @@ class Link(asyncio.Protocol):
             raise self._lost
         packed = hiredis.pack_command(command)  # before anything is noted: it refuses what Redis cannot take
         answer = self._loop.create_future()
-        self._waiting.append((answer, self._loop.time() + self._timeout))
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(packed)
+        if hurry or len(self._unsent) >= _ENOUGH:
+            self._flush()
+        self._waiting.append((answer, self._loop.time() + self._timeout))
         if self._clock is None:
             self._clock = self._loop.call_later(self._timeout, self._check_deadline)
         reply = await answer
         if isinstance(reply, Exception):
+            # It has become a replica: whoever connects anew finds the primary. (Redis 6 quotes a script's error.)
+            if isinstance(reply, exceptions.ReadOnlyError) or "-READONLY" in str(reply):
+                self._end(exceptions.ConnectionError("The server has become a replica"))
             raise reply
         return reply
 
@@ -171,11 +181,12 @@ class PipelinedRedis(ArqRedis):
         callback = self.response_callbacks.get(args[0])
         if " " in args[0]:  # redis-py's names of two words: `SCRIPT LOAD`
             args = (*args[0].split(), *args[1:])
+        hurry = options.pop("hurry", False)
         link = self._link
         if link is None or link.lost:
             link = await self._connected()
         try:
-            reply = await link.call(*args)
+            reply = await link.call(*args, hurry=hurry)
         except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
             if isinstance(error, exceptions.BusyLoadingError | exceptions.TimeoutError) or not link.lost:
                 raise
@@ -205,5 +216,7 @@ class PipelinedRedis(ArqRedis):
         connection: AbstractConnection = self.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         async with asyncio.timeout(2 * self._timeout):  # a frozen server accepts, and then says nothing
             await connection.connect()  # type: ignore[no-untyped-call]
+        if self._link is not None:  # what ended the link before concerns the idle connections too
+            await self.connection_pool.disconnect(inuse_connections=False)
         self._link = Link.take_over(connection, self._timeout)
         return self._link

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobstream.errors import InvalidInput, InvalidParameter, JobstreamError, TaskError
+from jobstream.errors import InvalidInput, InvalidParameter, JobstreamError, TaskError, TaskRaised
 
 
 def problem(error: JobstreamError) -> dict[str, Any]:
@@ -26,5 +26,5 @@ def problem(error: JobstreamError) -> dict[str, Any]:
 
 def job_problem(error: JobstreamError, *, attempt: int) -> dict[str, Any]:
     """The problem of a failed job: it also says in which attempt, and whether trying again could help."""
-    retryable = error.retryable if isinstance(error, TaskError) else False
+    retryable = error.retryable if isinstance(error, TaskError | TaskRaised) else False
     return problem(error) | {"retryable": retryable, "attempt": attempt}

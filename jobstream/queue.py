@@ -1,4 +1,4 @@
-"""Queue, the client side: submit, get, list, cancel, purge. Every change is one script, done before it is answered."""
+"""Queue, the client side: submit, get, list, cancel, retry, purge. Every change is one script, stored when answered."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
+import msgspec
 from redis.asyncio import Redis
 
 from jobstream import keys, store
-from jobstream.errors import IdempotencyMismatch, InvalidParameter, JobGone, JobNotFound, RedisUnavailable
-from jobstream.job import Job, Record, job_from_record, new_job_id
+from jobstream.errors import (
+    CancelledByClient,
+    IdempotencyMismatch,
+    InvalidParameter,
+    JobConflict,
+    JobGone,
+    JobNotFound,
+    RedisUnavailable,
+)
+from jobstream.job import Job, JobStatus, Record, job_from_record, new_job_id, pairs
+from jobstream.problem import job_problem
 from jobstream.scripts import Argument, Script
 from jobstream.serialize import serialize
 from jobstream.store import JobFilter
@@ -28,11 +38,15 @@ PATIENCE_SECONDS = 2.0
 MAX_SECONDS = 366 * 86_400.0
 TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
 TAGS_MAX = 20
+PRIORITY_MAX = 100
 
 ALL_JOBS = JobFilter()
 
 _submit = Script("submit")
 _cancel = Script("cancel")
+_rerun = Script("rerun")
+
+CANCELLED = msgspec.json.encode(job_problem(CancelledByClient("cancelled by client"), attempt=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +58,8 @@ class SubmitOptions:
     run_at: datetime | None = None
     timeout: float | None = None
     ttl: float | None = None
+    priority: int = 0
+    """0 to 100: a higher one runs first, whenever it was submitted. None is below 0, where arq's scores are not due."""
     tags: Sequence[str] = ()
 
     def check(self) -> None:
@@ -62,6 +78,8 @@ class SubmitOptions:
         for name, value in (("timeout", self.timeout), ("ttl", self.ttl)):
             if value is not None and not 0 < value <= MAX_SECONDS:
                 raise InvalidParameter(f"{name} is a number of seconds above 0 and up to a year")
+        if not 0 <= self.priority <= PRIORITY_MAX:
+            raise InvalidParameter(f"priority is a whole number from 0 to {PRIORITY_MAX}")
         if len(self.tags) > TAGS_MAX or not all(TAG.match(tag) for tag in self.tags):
             raise InvalidParameter(
                 f"tags are up to {TAGS_MAX} words of 1 to 64 letters, digits and the signs _ . : / @ + -"
@@ -146,17 +164,21 @@ class Queue:
         }
         if options.timeout is not None:
             fields["timeout"] = options.timeout
+        if options.priority:
+            fields["priority"] = options.priority
         if owner is not None:
             fields["owner"] = owner
+        job_id = job_id or new_job_id()
+        tags = " ".join(dict.fromkeys(options.tags))
         before: list[Argument] = [
-            job_id or new_job_id(),
+            job_id,
             queue,
             task,
-            _payload(task, data),
+            arq_payload(task, data),
             round(options.delay * 1000),
             round(options.run_at.timestamp() * 1000) if options.run_at else 0,
             round(LIVE_SECONDS * 1000),
-            " ".join(dict.fromkeys(options.tags)),
+            tags,
         ]
         after: list[Argument] = [key, fingerprint, *(part for pair in fields.items() for part in pair)]
         for _ in range(2):  # the second time with a clock that was set by the first
@@ -168,10 +190,14 @@ class Queue:
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
-            record = pairs(rest[0])
-            if verdict == b"stored":
-                self._clock.set(int(record[b"created_at"]))
-            return self._job(record), verdict == b"replayed"
+            if verdict != b"stored":
+                return self._job(pairs(rest[0])), verdict == b"replayed"
+            now, due = map(int, rest)
+            self._clock.set(now)
+            status = JobStatus.SCHEDULED if due > now else JobStatus.QUEUED
+            stored = {"id": job_id, "task": task, "queue": queue, "status": status, "version": 1, "created_at": now}
+            stored |= fields | {"tags": tags} | ({"run_at": due} if due > now else {})
+            return self._job({name.encode(): str(value).encode() for name, value in stored.items()}), False
         raise RedisUnavailable("Redis answered too late")
 
     async def get(self, job_id: str) -> Job:
@@ -196,11 +222,33 @@ class Queue:
         """Stop the job and remove its record (a running one: when it has stopped). Raises JobNotFound, JobGone."""
         return await self._stop(job_id, purge=True)
 
-    async def _stop(self, job_id: str, *, purge: bool) -> Outcome:
+    async def retry(self, job_id: str) -> Job:
+        """Run a failed or cancelled job again: the same id, attempts counted on. Raises JobNotFound, JobGone,
+        JobConflict."""
+        queue = await self._queue_of(job_id)
+        answer = await _rerun(
+            self.client, key_names=[keys.queue(queue)], args=[job_id, queue, round(LIVE_SECONDS * 1000)]
+        )
+        if not answer:
+            raise await self._missing(job_id)
+        verdict, stored = answer
+        if verdict == b"lost":
+            raise JobConflict(f"Job {job_id} cannot be run again: its input was not kept")
+        if verdict != b"again":
+            raise JobConflict(f"Job {job_id} is {verdict.decode()}; only a failed or cancelled one is run again")
+        return self._job(pairs(stored))
+
+    async def _queue_of(self, job_id: str) -> str:
         queue = await cast("Awaitable[bytes | None]", self.client.hget(keys.record(job_id), "queue"))
         if queue is None:
             raise await self._missing(job_id)
-        answer = await _cancel(self.client, key_names=[keys.queue(queue.decode())], args=[job_id, "1" if purge else ""])
+        return queue.decode()
+
+    async def _stop(self, job_id: str, *, purge: bool) -> Outcome:
+        queue = await self._queue_of(job_id)
+        answer = await _cancel(
+            self.client, key_names=[keys.queue(queue)], args=[job_id, "1" if purge else "", CANCELLED]
+        )
         if not answer:
             raise await self._missing(job_id)
         verdict, stored = answer
@@ -232,11 +280,6 @@ class _RedisClock:
         return round(time.monotonic() * 1000 + self._ahead_ms + PATIENCE_SECONDS * 1000)
 
 
-def pairs(flat: Sequence[bytes]) -> Record:
-    """A script's HGETALL (name, value, name, value, …) as a record."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _payload(task: str, data: dict[str, Any]) -> bytes:
+def arq_payload(task: str, data: dict[str, Any]) -> bytes:
     """arq's job payload: the input travels as keyword arguments, so that a stock worker could run it."""
     return serialize({"t": None, "f": task, "a": (), "k": data, "et": time.time_ns() // 1_000_000})

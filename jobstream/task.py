@@ -16,8 +16,10 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
 from jobstream.context import JobContext
+from jobstream.cron import Cron
 from jobstream.errors import ConfigurationError, FieldError, InvalidInput
 from jobstream.files import FILE_MARK
+from jobstream.retry import RetryPolicy
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +33,9 @@ RESERVED_NAMES = frozenset(
     "schedules static tasks webhooks workers".split()
 )
 """First path segments the service keeps for itself: a task's name is a URL."""
+
+ONCE = RetryPolicy()
+"""No retries: one attempt, and `Retry` is refused."""
 
 DEFAULT_QUEUE = "default"
 DEFAULT_TIMEOUT = 300.0
@@ -55,6 +60,10 @@ class Task:
     timeout: float = DEFAULT_TIMEOUT
     ttl: float = DEFAULT_TTL
     accepted_status: Literal[202, 303] = 202
+    retry: RetryPolicy = ONCE
+    max_running: int | None = None
+    """How many of its jobs may run at once, in all workers together."""
+    cron: Cron | None = None
     summary: str = ""
     description: str = ""
     input_schema: dict[str, Any] = field(default_factory=dict)
@@ -103,6 +112,10 @@ def task(
     timeout: float = DEFAULT_TIMEOUT,
     ttl: float = DEFAULT_TTL,
     accepted_status: Literal[202, 303] = 202,
+    retry: RetryPolicy = ONCE,
+    max_running: int | None = None,
+    cron: str | None = None,
+    timezone: str = "UTC",
 ) -> Callable[[Callable[P, R]], Task]: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -114,27 +127,36 @@ def task(
     timeout: float = DEFAULT_TIMEOUT,
     ttl: float = DEFAULT_TTL,
     accepted_status: Literal[202, 303] = 202,
+    retry: RetryPolicy = ONCE,
+    max_running: int | None = None,
+    cron: str | None = None,
+    timezone: str = "UTC",
 ) -> Any:
     """Make a task of a typed function.
 
     `name`: the task's name and URL, the function's name by default. `executor`: "loop" for `async def`, "thread" for
     `def`, "process" for CPU-bound `def` (default by the function's kind). `queue`: where its jobs wait. `timeout`:
     seconds an attempt may take. `ttl`: seconds the finished record is kept. `accepted_status`: what a submit answers,
-    202 or 303. Raises `ConfigurationError` when the declaration makes no sense.
+    202 or 303. `retry`: whether failed attempts are repeated. `max_running`: how many of its jobs may run at once, in
+    all workers together. `cron`: five fields (minute, hour, day, month, weekday) in `timezone`, an IANA name: the task,
+    which then needs no input, is run at these times, once in the whole fleet.
+
+    Raises `ConfigurationError` when the declaration makes no sense.
     """
 
     def make(function: Callable[..., Any]) -> Task:
         if not inspect.isroutine(function):
             raise ConfigurationError(f"@task needs a function, not {function!r}")
-        return _make_task(
-            function,
-            name=name or function.__name__.lower(),
-            executor=executor,
-            queue=queue,
-            timeout=timeout,
-            ttl=ttl,
-            accepted_status=accepted_status,
-        )
+        options = {
+            "queue": queue,
+            "timeout": timeout,
+            "ttl": ttl,
+            "accepted_status": accepted_status,
+            "retry": retry,
+            "max_running": max_running,
+            "cron": None if cron is None else Cron(cron, timezone),
+        }
+        return _make_task(function, name=name or function.__name__.lower(), executor=executor, options=options)
 
     return make if function is None else make(function)
 
@@ -153,14 +175,7 @@ def json_pointer(path: typing.Iterable[int | str]) -> str:
 
 
 def _make_task(
-    function: Callable[..., Any],
-    *,
-    name: str,
-    executor: ExecutorKind | None,
-    queue: str,
-    timeout: float,
-    ttl: float,
-    accepted_status: Literal[202, 303],
+    function: Callable[..., Any], *, name: str, executor: ExecutorKind | None, options: dict[str, Any]
 ) -> Task:
     where = f"task {name!r} ({function.__module__}.{function.__qualname__})"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -169,10 +184,12 @@ def _make_task(
         raise ConfigurationError(f"{where}: a task's name is lower case letters, digits, - and _, from a letter on")
     if name in RESERVED_NAMES:
         raise ConfigurationError(f"{where}: the service keeps /{name} for itself; choose another name")
-    if not QUEUE_NAME.match(queue) or queue == "health-check":
-        raise ConfigurationError(f"{where}: {queue!r} cannot be a queue's name")
-    if not (0 < timeout < math.inf and 0 < ttl < math.inf):
+    if not QUEUE_NAME.match(options["queue"]) or options["queue"] == "health-check":
+        raise ConfigurationError(f"{where}: {options['queue']!r} cannot be a queue's name")
+    if not (0 < options["timeout"] < math.inf and 0 < options["ttl"] < math.inf):
         raise ConfigurationError(f"{where}: timeout and ttl are seconds above 0")
+    if options["max_running"] is not None and options["max_running"] < 1:
+        raise ConfigurationError(f"{where}: max_running is at least 1")
     if executor not in (None, *typing.get_args(ExecutorKind)):
         raise ConfigurationError(f"{where}: there is no executor {executor!r}")
     is_async = inspect.iscoroutinefunction(function)
@@ -193,6 +210,9 @@ def _make_task(
     except (pydantic.errors.PydanticUserError, NameError, ValueError) as error:  # no schema; a name pydantic keeps
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(f"{where}: {reason}") from error
+    if options["cron"] is not None and input_schema.get("required"):
+        missing = ", ".join(input_schema["required"])
+        raise ConfigurationError(f"{where}: a task with a cron needs no input; give a default to {missing}")
     doc = inspect.getdoc(function) or ""
     return Task(
         name=name,
@@ -202,15 +222,12 @@ def _make_task(
         output=output,
         job_parameter=job_parameter,
         input_parameter=input_parameter,
-        queue=queue,
-        timeout=timeout,
-        ttl=ttl,
-        accepted_status=accepted_status,
         summary=doc.partition("\n")[0].strip() or name,
         description=doc,
         input_schema=input_schema,
         output_schema=output_schema,
         file_fields=_file_fields(input_schema, where),
+        **options,
     )
 
 

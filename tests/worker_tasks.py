@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pydantic import BaseModel
 
-from jobstream import JobContext, TaskError, task
+from jobstream import JobContext, Retry, RetryPolicy, TaskError, task
 
 
 class Total(BaseModel):
@@ -107,3 +112,236 @@ def deaf(job: JobContext) -> None:
     """A thread that listens to nobody, for a while."""
     job.log("started")
     time.sleep(6)
+
+
+class Unlucky(Exception):
+    """Worth another attempt."""
+
+
+class Hopeless(Unlucky):
+    """Not worth another attempt, although its parent is."""
+
+
+THRICE = RetryPolicy(attempts=3, backoff=0.01, jitter=0, give_up_on=(Hopeless,))
+
+
+def _fail(job: JobContext, times: int, hopeless: bool) -> int:
+    if job.attempt <= times:
+        raise (Hopeless if hopeless else Unlucky)(f"attempt {job.attempt}")
+    return job.attempt
+
+
+@task(retry=THRICE)
+async def flaky(job: JobContext, fails: int, hopeless: bool = False) -> int:
+    """Fails so many times."""
+    return _fail(job, fails, hopeless)
+
+
+@task(retry=THRICE)
+def flaky_thread(job: JobContext, fails: int, hopeless: bool = False) -> int:
+    """The same in a thread."""
+    return _fail(job, fails, hopeless)
+
+
+@task(retry=THRICE, executor="process")
+def flaky_process(job: JobContext, fails: int, hopeless: bool = False) -> int:
+    """The same in a child process."""
+    return _fail(job, fails, hopeless)
+
+
+@task(retry=THRICE)
+async def always_unlucky() -> None:
+    """Fails."""
+    raise Unlucky("as ever")
+
+
+def _ask(job: JobContext, times: int, after: float | None) -> int:
+    if job.attempt <= times:
+        raise Retry("not yet", after=after)
+    return job.attempt
+
+
+@task(retry=THRICE)
+async def asks(job: JobContext, times: int, after: float | None = None) -> int:
+    """Asks to be tried again."""
+    return _ask(job, times, after)
+
+
+@task(retry=THRICE, executor="process")
+def asks_process(job: JobContext, times: int, after: float | None = None) -> int:
+    """The same in a child process."""
+    return _ask(job, times, after)
+
+
+@task
+async def asks_in_vain() -> None:
+    """Asks to be tried again without a policy that allows it."""
+    raise Retry("not yet")
+
+
+@task(retry=RetryPolicy(attempts=2, backoff=200, jitter=0))
+async def patient() -> None:
+    """Fails; its next attempt is far away."""
+    raise Unlucky("today")
+
+
+@task(retry=RetryPolicy(attempts=5, backoff=0.02, factor=3, max_backoff=0.1, jitter=0))
+async def backs_off() -> None:
+    """Fails and fails."""
+    raise Unlucky("again")
+
+
+@task(timeout=0.1, retry=RetryPolicy(attempts=2, backoff=0.01, retry_on=(TimeoutError,)))
+async def slow_at_first(job: JobContext) -> int:
+    """Takes too long once."""
+    if job.attempt == 1:
+        await asyncio.Event().wait()
+    return job.attempt
+
+
+@task(retry=RetryPolicy(attempts=2, backoff=0.01, retry_on=(TimeoutError,)))
+async def only_timeouts() -> None:
+    """Fails in a way that is not tried again."""
+    raise Unlucky("not a timeout")
+
+
+@task(retry=RetryPolicy(attempts=2, backoff=0.01), executor="process")
+def dies_at_first(job: JobContext) -> int:
+    """Takes its process down once."""
+    if job.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job.attempt
+
+
+@task(retry=THRICE)
+async def refuses_again(retryable: bool) -> None:
+    """The caller's fault, which may pass or not."""
+    raise TaskError("busy", status=503, code="busy", retryable=retryable)
+
+
+@task(retry=RetryPolicy(attempts=3, backoff=600, jitter=0))
+async def fails_when_cancelled(job: JobContext) -> None:
+    """Goes wrong while it cleans up."""
+    job.log("started")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        raise Unlucky("the cleaning failed")
+
+
+@task(timeout=0.2)
+async def stubborn(job: JobContext, times: int) -> str:
+    """Swallows that many cancellations, and says so."""
+    for number in range(times):
+        job.log(f"{number}")
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+    job.log("yields")
+    await asyncio.Event().wait()
+    return "never"
+
+
+@task(timeout=0.2, name="slow-thread")
+def slow_thread(job: JobContext) -> None:
+    """Longer than it may, in a thread."""
+    while True:
+        job.raise_if_cancelled()
+        time.sleep(0.002)
+
+
+@task(timeout=0.5, name="slow-process", executor="process")
+def slow_process() -> None:
+    """Longer than it may, in a child process that listens to nobody."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        pass
+
+
+@task(executor="process")
+def spins(job: JobContext) -> None:
+    """Burns its process's CPU, and listens to nobody."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    job.log(str(os.getpid()))
+    while True:
+        pass
+
+
+@task(executor="process")
+def killed(number: int) -> None:
+    """Its process is ended by a signal."""
+    os.kill(os.getpid(), number)
+    time.sleep(10)
+
+
+@task(executor="process")
+def hungry() -> int:
+    """Asks for more memory than it is allowed."""
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    return len(bytearray(4 << 30))
+
+
+class Turnstile:
+    """What the tasks with a limit know of each other: they run in this process."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.most = 0
+        self.gates: dict[str, asyncio.Event] = {}
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """One more runs."""
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+
+TURNSTILE = Turnstile()
+
+
+@task(max_running=2, retry=RetryPolicy(attempts=2, backoff=600, jitter=0))
+async def limited(job: JobContext, gate: str = "", fails: bool = False, again: bool = False) -> str:
+    """At most two at a time; each waits for its gate."""
+    with TURNSTILE.inside():
+        job.log("started")
+        await (TURNSTILE.gates[gate].wait() if gate else asyncio.sleep(0.001))
+        if fails:
+            raise Retry("later") if again else TaskError("no")
+        return gate
+
+
+@task
+async def waits_at(job: JobContext, gate: str) -> str:
+    """Waits for its gate."""
+    job.log("started")
+    await TURNSTILE.gates[gate].wait()
+    return gate
+
+
+ORDER: list[str] = []
+
+
+@task
+async def enters(name: str) -> None:
+    """Notes in which order jobs ran."""
+    ORDER.append(name)
+
+
+@task
+async def note(job: JobContext, path: str) -> str:
+    """Leaves a line in a file."""
+    append(path, f"{job.id} ours")
+    await asyncio.sleep(0.01)
+    return "noted"
+
+
+def append(path: str, line: str) -> None:
+    """Add a line to a file, in one write."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(file, f"{line}\n".encode())
+    finally:
+        os.close(file)

@@ -211,6 +211,7 @@ def _submit_parameters() -> list[dict[str, Any]]:
         "delay": ("Seconds to wait before it runs", {"type": "number", "minimum": 0}),
         "run_at": ("Time to run it at (RFC 3339)", {"type": "string", "format": "date-time"}),
         "queue": ("Queue, instead of the task's own", {"type": "string"}),
+        "priority": ("Higher runs first", {"type": "integer", "minimum": 0, "maximum": 100, "default": 0}),
         "tags": ("Tags to find it by", {"type": "array", "items": {"type": "string"}}),
         "timeout": ("Seconds an attempt may take", seconds),
         "ttl": ("Seconds the finished record is kept", seconds),

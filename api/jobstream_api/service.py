@@ -57,10 +57,11 @@ class TaskBook:
 
     async def refresh(self) -> None:
         """Read the catalogue if its version has changed. Raises redis-py's errors."""
-        version = await read_version(self._client)
-        self._looked_at = time.monotonic()  # not before: while Redis is away, nobody can say that a task is unknown
-        if version == self.version:
-            return
+        if await read_version(self._client) != self.version:
+            await self._read()
+        self._looked_at = time.monotonic()  # not before: until all is read, nobody can say that a task is unknown
+
+    async def _read(self) -> None:
         self.version, announced = await read_catalogue(self._client)
         for name, task in announced.items():
             if self._announced.get(name) == task and name in self._validators:

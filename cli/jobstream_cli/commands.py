@@ -38,6 +38,7 @@ class Order:
     queue: str | None = None
     tags: Sequence[str] = ()
     delay: float | None = None
+    priority: int | None = None
     key: str | None = None
 
 
@@ -53,6 +54,7 @@ async def submit(
             queue=order.queue,
             tags=order.tags,
             delay=order.delay,
+            priority=order.priority,
             idempotency_key=order.key or uuid.uuid4().hex,  # so that a cut on the way is healed by sending it again
         )
         if follow == "no":
@@ -105,13 +107,16 @@ async def show(service: Service, job_id: str, *, as_json: bool = False) -> Exit:
     return Exit.OK
 
 
-async def cancel(service: Service, ids: Sequence[str], *, as_json: bool = False) -> Exit:
-    """Ask each job to stop, and print what it says; the worst trouble is the exit code."""
+async def change(
+    service: Service, ids: Sequence[str], order: Literal["cancel", "retry"], *, as_json: bool = False
+) -> Exit:
+    """Ask each job to stop or to run again, and print what it says; the worst trouble is the exit code."""
     codes: list[Exit] = []
     async with Client(service.url, token=service.token) as client:
         for job_id in ids:
             try:
-                job = await client.job(job_id).cancel()
+                handle = client.job(job_id)
+                job = await (handle.cancel() if order == "cancel" else handle.retry())
             except ClientError as error:
                 click.echo(clean(f"{job_id}: {error}"), err=True)
                 codes.append(exit_of(error))

@@ -110,6 +110,7 @@ def worker() -> None:
 @click.option("--queue", help="The queue, if not the task's own.")
 @click.option("--tag", "tags", multiple=True, help="A tag to find the job by; may be repeated.")
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Start it so much later.")
+@click.option("--priority", type=int, help="A whole number; higher ones run first.")
 @click.option("--key", help="Idempotency key: the same key never makes a second job.")
 @click.option("--watch", is_flag=True, help="Show the progress until the end, then print the result.")
 @click.option("--wait", is_flag=True, help="Wait in silence until the end, then print the result.")
@@ -124,6 +125,7 @@ def submit(
     queue: str | None,
     tags: tuple[str, ...],
     delay: float | None,
+    priority: int | None,
     key: str | None,
     watch: bool,
     wait: bool,
@@ -140,7 +142,16 @@ def submit(
     from jobstream_cli import commands
     from jobstream_cli.fields import parse_fields, parse_files
 
-    order = commands.Order(task, parse_fields(fields), parse_files(files), queue=queue, tags=tags, delay=delay, key=key)
+    order = commands.Order(
+        task,
+        parse_fields(fields),
+        parse_files(files),
+        queue=queue,
+        tags=tags,
+        delay=delay,
+        priority=priority,
+        key=key,
+    )
     follow: commands.Follow = "watch" if watch else "wait" if wait else "no"
     _run(commands.submit(service, order, follow=follow, timeout=timeout, as_json=as_json))
 
@@ -204,7 +215,18 @@ def cancel(service: Service, ids: tuple[str, ...], as_json: bool) -> None:
     """Ask jobs to stop; `-` reads ids from standard input. Prints what became of each."""
     from jobstream_cli import commands
 
-    _run(commands.cancel(service, _ids(ids), as_json=as_json))
+    _run(commands.change(service, _ids(ids), "cancel", as_json=as_json))
+
+
+@cli.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@as_json
+@click.pass_obj
+def retry(service: Service, ids: tuple[str, ...], as_json: bool) -> None:
+    """Run failed or cancelled jobs again, under their ids; `-` reads ids from standard input."""
+    from jobstream_cli import commands
+
+    _run(commands.change(service, _ids(ids), "retry", as_json=as_json))
 
 
 @contextlib.contextmanager

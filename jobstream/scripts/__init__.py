@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, cast
 
@@ -19,21 +19,36 @@ _NAMES = {name: value for name, value in vars(keys).items() if name.isupper() an
 
 
 class Script:
-    """A loaded script. Call it with a client; it is sent whole only when Redis does not know it (EVALSHA → EVAL)."""
+    """A loaded script. Call it with a client; it is sent whole only when Redis does not know it (EVALSHA → EVAL).
 
-    def __init__(self, name: str) -> None:
+    `uses`: other scripts, which it can call as functions of their names; they see the same KEYS and ARGV.
+    """
+
+    def __init__(self, name: str, *, uses: Sequence[str] = ()) -> None:
         self.name = name
         names = "".join(f"local {key} = '{value}'\n" for key, value in _NAMES.items())
-        self.text = names + _source("prelude") + _source(name)
+        used = "".join(f"local function {other}()\n{_source(other)}end\n" for other in uses)
+        self.text = names + _source("prelude") + used + _source(name)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    async def __call__(self, client: Redis, *, key_names: Sequence[str] = (), args: Sequence[Argument] = ()) -> Any:
-        """Run it. Raises redis-py's errors; a restart or SCRIPT FLUSH of Redis is not one."""
-        values = cast("list[str]", [*key_names, *args])
+    async def __call__(
+        self,
+        client: Redis,
+        *,
+        key_names: Sequence[str] = (),
+        args: Sequence[Argument] = (),
+        hurry: bool = False,
+    ) -> Any:
+        """Run it. Raises redis-py's errors; a restart or SCRIPT FLUSH of Redis is not one.
+
+        `hurry`: on a `PipelinedRedis`, do not wait for other commands to travel with.
+        """
+        options = {"hurry": True} if hurry else {}
+        rest = (len(key_names), *key_names, *args)
         try:
-            return await cast("Awaitable[Any]", client.evalsha(self.sha, len(key_names), *values))
+            return await client.execute_command("EVALSHA", self.sha, *rest, **options)  # type: ignore[no-untyped-call]
         except NoScriptError:
-            return await cast("Awaitable[Any]", client.eval(self.text, len(key_names), *values))
+            return await client.execute_command("EVAL", self.text, *rest)  # type: ignore[no-untyped-call]
 
     def call_sync(self, client: BlockingRedis, *, args: Sequence[Argument] = ()) -> Any:
         """The same for a thread's own client."""

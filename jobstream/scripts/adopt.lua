@@ -1,13 +1,15 @@
 -- Complete the record of a job that a stock arq client enqueued, now that its payload has been read.
 -- KEYS  1 the queue's zset (unused: one shape for all writes of an attempt)
--- ARGV  1 id   2 token   3 task   4 enqueued at (ms)   5 ttl (ms)
+-- ARGV  1 id   2 token   3 task   4 enqueued at (ms)   5 ttl (ms)   6 how many attempts it gets
 -- Returns 1, or 0 when the attempt no longer holds the job.
+even_when_full()
 local id = ARGV[1]
 if not holds(id, ARGV[2]) then return 0 end
 local record = RECORD .. id
-redis.call('ZREM', EXPIRY, expiry_member(id))
-redis.call('HSET', record, 'task', ARGV[3], 'created_at', ARGV[4], 'ttl', ARGV[5], 'tags', '')
+redis.call('ZREM', EXPIRY, stored_expiry_member(id))
+redis.call('HSET', record, 'task', ARGV[3], 'created_at', ARGV[4], 'ttl', ARGV[5], 'max_attempts', ARGV[6],
+  'tags', '')
 redis.call('ZADD', INDEX, ARGV[4], id)
 redis.call('ZADD', INDEX_TASK .. ARGV[3], ARGV[4], id)
-redis.call('ZADD', EXPIRY, whole(now_ms() + redis.call('PTTL', record)), expiry_member(id))
+redis.call('ZADD', EXPIRY, whole(now_ms() + redis.call('PTTL', record)), stored_expiry_member(id))
 return 1

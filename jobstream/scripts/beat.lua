@@ -2,6 +2,7 @@
 -- ARGV  1 worker id   2 beat's lifetime (ms)   3 n, the number of heartbeat fields   4… 2n names and values
 --       then: task, announcement, task, announcement, …
 -- Returns the catalogue's version.
+even_when_full()
 local worker, life, fields = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now, kept = now_ms(), 7 * 86400000
 redis.call('HSET', WORKER .. worker, 'beat_at', whole(now), unpack(ARGV, 4, 3 + 2 * fields))

@@ -1,28 +1,30 @@
 -- Stop a job: one that waits ends at once, one that runs is told so through its worker.
 -- KEYS  1 the queue's zset
--- ARGV  1 id   2 `1` to purge it once it has ended
+-- ARGV  1 id   2 `1` to purge it once it has ended   3 error of one that is cancelled at once (JSON)
 -- Returns {} when there is no record, {'done', record} when it had ended, {'cancelled', record} when it waited,
 -- {'cancelling', record} when it runs. A purged record is returned as it was.
+even_when_full()
 local id, purge = ARGV[1], ARGV[2] == '1'
 local record = RECORD .. id
 local status = redis.call('HGET', record, 'status')
 if not status then return {} end
 local verdict
-if status == 'succeeded' or status == 'failed' or status == 'cancelled' then
+if FINAL[status] then
   verdict = 'done'
 elseif redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 1 then
   verdict = 'cancelling'
   local now = now_ms()
   if purge then redis.call('HSET', record, 'purge', '1') end
   if status ~= 'cancelling' then
-    set_status(id, 'cancelling')
-    say_status(id, 'cancelling', redis.call('HGET', record, 'attempt'), now)
+    set_status(id, 'cancelling', now)
   end
   redis.call('ZADD', ARQ_ABORT, whole(now), id)
   redis.call('PUBLISH', CONTROL .. (redis.call('HGET', record, 'worker') or ''), 'cancel ' .. id)
 else
   verdict = 'cancelled'
-  finish(id, KEYS[1], 'cancelled', now_ms())
+  redis.call('ZREM', PROMOTE .. redis.call('HGET', record, 'queue'), id)
+  redis.call('ZREM', PARKED .. (redis.call('HGET', record, 'task') or ''), id)
+  finish(id, KEYS[1], 'cancelled', now_ms(), 'error', ARGV[3])
 end
 local stored = redis.call('HGETALL', record)
 if purge and verdict ~= 'cancelling' then forget(id) end

@@ -2,6 +2,7 @@
 -- KEYS  1 the queue's zset (unused: one shape for all writes of an attempt)
 -- ARGV  1 id   2 token   3… kind, data, kind, data, …
 -- Returns the job's version, or 0 when the attempt no longer holds the job.
+even_when_full()
 local id = ARGV[1]
 if not holds(id, ARGV[2]) then return 0 end
 local now, version = now_ms(), 0

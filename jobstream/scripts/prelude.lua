@@ -1,6 +1,6 @@
 -- Prefixed to every script, after the key names of keys.py. Time is Redis's own: never a client's clock.
 
-local LOG_ENTRIES = 5000 -- durable events kept per job, about
+local LOG_ENTRIES = 5000 -- durable events kept per job
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -11,40 +11,63 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
--- One more version of the job; durable events go to the log, all of them ring the bell.
+-- Redis at its `maxmemory` refuses what takes memory in a script, but only until the script has written once (script.c,
+-- SCRIPT_WRITE_DIRTY; the same in 6.2): a write that changes nothing lets work that was accepted go on to its end, which
+-- frees memory. Submits do not call this: they are refused.
+local function even_when_full()
+  redis.call('PERSIST', EPOCH)
+end
+
+-- An event of the job: durable ones go to the log, all of them ring the bell. `version` is the job's, already counted up.
+local function tell(id, version, kind, data, now)
+  local entry = version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data
+  if kind ~= 'progress' and redis.call('RPUSH', LOG .. id, entry) > LOG_ENTRIES then
+    redis.call('LPOP', LOG .. id)
+  end
+  redis.call('PUBLISH', EVENTS .. id, entry)
+end
+
 local function say(id, kind, data, now)
   local version = redis.call('HINCRBY', RECORD .. id, 'version', 1)
-  if kind ~= 'progress' then
-    redis.call('XADD', LOG .. id, 'MAXLEN', '~', LOG_ENTRIES, version .. '-0', 'e', kind, 't', whole(now), 'd', data)
-  end
-  redis.call('PUBLISH', EVENTS .. id, version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data)
+  tell(id, version, kind, data, now)
   return version
 end
 
-local function say_status(id, status, attempt, now, more)
-  return say(id, 'status', '{"status":"' .. status .. '","attempt":' .. (attempt or 0) .. (more or '') .. '}', now)
+local function status_data(status, attempt, more)
+  return '{"status":"' .. status .. '","attempt":' .. (attempt or 0) .. (more or '') .. '}'
 end
 
--- Change the status field and its index together.
-local function set_status(id, status)
-  local old = redis.call('HGET', RECORD .. id, 'status')
+-- Move the job from one status's index to another's; the record's field is the caller's to set.
+local function move(id, old, new, created_at)
+  if old == new then return end
   if old then redis.call('ZREM', INDEX_STATUS .. old, id) end
+  redis.call('ZADD', INDEX_STATUS .. new, created_at, id)
+end
+
+-- A change of status alone: field, index, event.
+local function set_status(id, status, now, more)
+  local old = redis.call('HMGET', RECORD .. id, 'status', 'created_at', 'attempt')
   redis.call('HSET', RECORD .. id, 'status', status)
-  redis.call('ZADD', INDEX_STATUS .. status, redis.call('HGET', RECORD .. id, 'created_at'), id)
+  move(id, old[1], status, old[2])
+  say(id, 'status', status_data(status, old[3], more), now)
 end
 
 -- What the sweep must know when the record itself has expired: `id task tag tag…`.
-local function expiry_member(id)
-  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags')
-  local member = id .. ' ' .. (record[1] or '')
-  if record[2] and record[2] ~= '' then member = member .. ' ' .. record[2] end
+local function expiry_member(id, task, tags)
+  local member = id .. ' ' .. (task or '')
+  if tags and tags ~= '' then member = member .. ' ' .. tags end
   return member
 end
 
-local function keep_until(id, deadline)
+local function stored_expiry_member(id)
+  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags')
+  return expiry_member(id, record[1], record[2])
+end
+
+local function keep_until(id, deadline, member)
   redis.call('PEXPIREAT', RECORD .. id, whole(deadline))
   redis.call('PEXPIREAT', LOG .. id, whole(deadline))
-  redis.call('ZADD', EXPIRY, whole(deadline), expiry_member(id))
+  redis.call('ZADD', EXPIRY, whole(deadline), member or stored_expiry_member(id))
 end
 
 local function leave_indexes(id, member)
@@ -62,31 +85,81 @@ end
 
 -- Remove all that the job owns; a tombstone says for a day that it was there.
 local function forget(id)
-  leave_indexes(id, expiry_member(id))
+  leave_indexes(id, stored_expiry_member(id))
   redis.call('DEL', RECORD .. id, LOG .. id, ARQ_JOB .. id, ARQ_RESULT .. id, ARQ_RETRY .. id, ARQ_IN_PROGRESS .. id)
   redis.call('SET', TOMBSTONE .. id, '1', 'PX', 86400000)
 end
 
--- The end of a job: record, arq's keys and the last event together.
-local function finish(id, queue, status, now)
+local function queue_key(name)
+  return name == 'default' and ARQ_QUEUE or ARQ_QUEUE .. ':' .. name
+end
+
+-- Up to `count` jobs that were held back get the places in their queues back that they had. Those that are gone, or run
+-- already in a stock worker, do not count.
+local function unpark(task, count)
+  while count > 0 do
+    local parked = redis.call('ZPOPMIN', PARKED .. task)
+    local id = parked[1]
+    if not id then return end
+    local queue = redis.call('HGET', RECORD .. id, 'queue') or ''
+    local moved = redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 0
+      and redis.call('ZADD', queue_key(queue), 'XX', 'CH', parked[2], id) == 1
+    if moved then
+      redis.call('PUBLISH', WAKE .. queue, id)
+      count = count - 1
+    end
+  end
+end
+
+-- One job of the task less runs: one that was held back for it may go.
+local function leave_running(id, task)
+  if task and redis.call('ZREM', RUNNING .. task, id) == 1 then unpark(task, 1) end
+end
+
+-- The end of a job: record, indexes, arq's keys and the last event together. More fields of the record may follow.
+local function finish(id, queue, status, now, ...)
   local record = RECORD .. id
-  if status ~= 'succeeded' then -- the payload stays with the record, so that the job can be run again
+  local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error')
+  local deadline = now + tonumber(old[3] or 86400000)
+  local version = (tonumber(old[7]) or 0) + 1
+  redis.call('HSET', record, 'status', status, 'version', version, 'finished_at', whole(now), 'expires_at', whole(deadline), ...)
+  redis.call('HDEL', record, 'token', 'run_at')
+  if status == 'succeeded' then
+    if old[9] then redis.call('HDEL', record, 'error') end -- of an earlier attempt
+  else -- the payload stays with the record, so that the job can be run again
     local payload = redis.call('GET', ARQ_JOB .. id)
     if payload then redis.call('HSET', record, 'payload', payload) end
   end
-  local fields = redis.call('HMGET', record, 'ttl', 'purge')
-  local deadline = now + tonumber(fields[1] or 86400000)
-  set_status(id, status)
-  redis.call('HSET', record, 'finished_at', whole(now), 'expires_at', whole(deadline))
-  redis.call('HDEL', record, 'run_at')
+  move(id, old[1], status, old[2])
   redis.call('DEL', ARQ_JOB .. id, ARQ_IN_PROGRESS .. id, ARQ_RETRY .. id)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', ARQ_ABORT, id)
-  say(id, 'done', status, now)
-  if fields[2] then forget(id) else keep_until(id, deadline) end
+  leave_running(id, old[5])
+  tell(id, version, 'done', status, now)
+  if old[4] then forget(id) else keep_until(id, deadline, expiry_member(id, old[5], old[6])) end
 end
 
--- True when the attempt that speaks still holds the job: the fence before every write of an attempt.
+-- True when the attempt that speaks still holds the job: the fence before every write of an attempt. A lease that ran
+-- out (Redis was away) is still its own as long as nobody has taken the job over: a claim puts its own token there.
 local function holds(id, token)
-  return redis.call('GET', ARQ_IN_PROGRESS .. id) == token
+  local holder = redis.call('GET', ARQ_IN_PROGRESS .. id)
+  if holder then return holder == token end
+  -- Without a payload the job has ended: a stock worker took it over, and does not write our record.
+  return redis.call('HGET', RECORD .. id, 'token') == token and redis.call('EXISTS', ARQ_JOB .. id) == 1
+end
+
+-- Every claim and renewal makes contact. When nobody has for a while, Redis was away or frozen, and leases ran out that
+-- could not be renewed: their holders get one lease to come back before their jobs are taken from them.
+local function after_outage(now, lease)
+  local contact = tonumber(redis.call('GET', CONTACT) or now)
+  if now - contact > 2000 then redis.call('SET', GRACE, '1', 'PX', whole(lease)) end
+  redis.call('SET', CONTACT, whole(now), 'PX', 3600000)
+  return redis.call('EXISTS', GRACE) == 1
+end
+
+local FINAL = {succeeded = true, failed = true, cancelled = true}
+
+-- Where a job stands in its queue: by the time it is due, a step of priority counts as much as eleven days.
+local function score(due, priority)
+  return due - (tonumber(priority) or 0) * 1e9
 end

@@ -3,7 +3,7 @@
 -- ARGV  1 id   2 queue's name   3 task   4 payload   5 delay (ms)   6 run at (ms, 0: now)   7 how long it may wait (ms)
 --       8 tags, separated by spaces   9 until when the caller waits (ms, 0: for ever)   10 idempotency key or ''
 --       11 fingerprint of the request   12… more fields of the record: name, value, …
--- Returns {'stored', record}; {'taken', record} when the id is (a repeated call gets its own job back); {'replayed',
+-- Returns {'stored', now, due} (ms); {'taken', record} when the id is (a repeated call gets its own job back); {'replayed',
 -- record} when the idempotency key stands for that job; {'mismatch'} when it stands for another request; {'late', now}
 -- when the caller has given up: Redis was frozen, and what was answered with an error must not happen afterwards.
 local id, queue_name, task = ARGV[1], ARGV[2], ARGV[3]
@@ -26,17 +26,26 @@ if ARGV[10] ~= '' then
 end
 local due = math.max(now + tonumber(ARGV[5]), tonumber(ARGV[6]))
 local status = due > now and 'scheduled' or 'queued'
-redis.call('HSET', record, 'id', id, 'task', task, 'queue', queue_name, 'attempt', 0, 'created_at', whole(now), 'tags', ARGV[8])
-if #ARGV > 11 then redis.call('HSET', record, unpack(ARGV, 12)) end
-if due > now then redis.call('HSET', record, 'run_at', whole(due)) end
-set_status(id, status)
+redis.call('HSET', record, 'id', id, 'task', task, 'queue', queue_name, 'status', status, 'version', 1, 'attempt', 0,
+  'created_at', whole(now), 'tags', ARGV[8], unpack(ARGV, 12))
+local priority = 0
+for at = 12, #ARGV, 2 do
+  if ARGV[at] == 'priority' then priority = tonumber(ARGV[at + 1]) end
+end
+if due > now then
+  redis.call('HSET', record, 'run_at', whole(due))
+  redis.call('ZADD', KEYS[1], whole(due), id)
+  if priority ~= 0 then redis.call('ZADD', PROMOTE .. queue_name, whole(due), id) end
+else
+  redis.call('ZADD', KEYS[1], whole(score(due, priority)), id)
+end
+local wait = due - now + tonumber(ARGV[7])
+redis.call('SET', ARQ_JOB .. id, ARGV[4], 'PX', whole(wait))
+move(id, nil, status, whole(now))
 redis.call('ZADD', INDEX, whole(now), id)
 redis.call('ZADD', INDEX_TASK .. task, whole(now), id)
 for tag in string.gmatch(ARGV[8], '[^ ]+') do redis.call('ZADD', INDEX_TAG .. tag, whole(now), id) end
-local wait = due - now + tonumber(ARGV[7])
-redis.call('SET', ARQ_JOB .. id, ARGV[4], 'PX', whole(wait))
-redis.call('ZADD', KEYS[1], whole(due), id)
-say_status(id, status, 0, now)
-keep_until(id, now + wait)
+tell(id, 1, 'status', status_data(status, 0), now)
+keep_until(id, now + wait, expiry_member(id, task, ARGV[8]))
 redis.call('PUBLISH', WAKE .. queue_name, id)
-return {'stored', redis.call('HGETALL', record)}
+return {'stored', now, due}

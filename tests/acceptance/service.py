@@ -80,7 +80,7 @@ class Service:
     def _start(self, *arguments: str, **settings: str) -> GuardedProcess:
         env = {name: value for name, value in os.environ.items() if not name.startswith("JOBSTREAM_")}
         env |= {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "JOBSTREAM_PORT": str(self.port),
             "JOBSTREAM_FILES_DIR": str(self.files),
             "JOBSTREAM_TASKS": TASKS,

@@ -34,7 +34,8 @@ async def test_a_running_job_is_told_to_stop_and_stops(http: httpx2.AsyncClient,
         assert response.headers["retry-after"] == "1"
         seen = await until(stream, "done")
     assert seen[0].data["status"] == "cancelling"
-    assert (seen[-1].data["status"], seen[-1].data["done"], seen[-1].data["error"]) == ("cancelled", True, None)
+    assert (seen[-1].data["status"], seen[-1].data["done"]) == ("cancelled", True)
+    assert seen[-1].data["error"]["detail"] == "cancelled by client"
     again = await http.post(f"/jobs/{job['id']}/cancel")
     assert (again.status_code, again.json()) == (200, seen[-1].data)
 

@@ -22,13 +22,14 @@ from jobstream.errors import ConfigurationError
 pytestmark = pytest.mark.timeout(30)
 
 LAUNCHER = """
-import signal, sys
+import os, signal, sys
 from pathlib import Path
 import redis
 from jobstream.embedded import ChildRedis, find_server
 
 with ChildRedis(find_server(), Path(sys.argv[1])) as server, redis.Redis.from_url(server.url) as client:
-    signal.signal(signal.SIGINT, lambda *_: print("interrupted", client.incr("count"), flush=True))
+    # Not print: it may be interrupted in the middle of the one below, and does not nest.
+    signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted %d\\n" % client.incr("count")))
     print(server.pid, client.incr("count"), flush=True)
     sys.stdin.read()
     print("stopping", client.incr("count"), flush=True)

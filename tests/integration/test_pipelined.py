@@ -33,6 +33,17 @@ async def test_many_calls_at_once_share_one_connection_and_each_gets_its_reply(c
     assert await connections(client) == 1
 
 
+async def test_redis_begins_before_a_long_turn_of_the_loop_ends(client: PipelinedRedis, real_source: UrlSource) -> None:
+    await client.ping()
+    calls = [client.execute_command("RPUSH", "list", number) for number in range(64)]
+    for call in calls:
+        call.send(None)  # as the loop would step their tasks, one after the other in one turn
+    with real_source.sync_client() as other:
+        assert other.blpop(["list"], timeout=5) == (b"list", b"0")  # while this turn goes on
+    for call in calls:
+        call.close()
+
+
 async def test_a_cancelled_call_does_not_shift_the_replies(client: PipelinedRedis) -> None:
     calls = [asyncio.ensure_future(client.echo(f"{n}")) for n in range(100)]
     await asyncio.sleep(0)

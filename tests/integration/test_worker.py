@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,80 +17,13 @@ from arq.jobs import Job as ArqJob
 
 from jobstream import catalogue, events, keys
 from jobstream.embedded import ChildRedis
-from jobstream.events import JobEvent
-from jobstream.job import Job, JobStatus
+from jobstream.job import JobStatus
 from jobstream.queue import Queue, SubmitOptions
 from jobstream.redis import RedisSource, UrlSource
 from jobstream.serialize import TaskFailure, deserialize, serialize
 from jobstream_workers.claim import claim
-from jobstream_workers.loader import load_tasks
-from jobstream_workers.settings import WorkerSettings
-from jobstream_workers.worker import Worker
-
-TASKS = load_tasks(["tests.worker_tasks"], entry_points=False)
-Settings = Callable[..., WorkerSettings]
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    def make(**changes: Any) -> WorkerSettings:
-        defaults: dict[str, Any] = {
-            "files_dir": tmp_path,
-            "processes": 1,
-            "shutdown_seconds": 0,
-            "kill_seconds": 1,
-        }
-        return WorkerSettings(**(defaults | changes))
-
-    return make
-
-
-@contextlib.asynccontextmanager
-async def working(source: RedisSource, settings: WorkerSettings) -> AsyncIterator[Worker]:
-    """A worker that runs while the block does."""
-    worker = Worker(source, TASKS, settings)
-    running = asyncio.create_task(worker.async_run())
-    try:
-        await worker.ready.wait()
-        yield worker
-    finally:
-        worker.stop()
-        await running
-        await worker.close()
-
-
-@pytest.fixture
-async def worker(source: RedisSource, settings: Settings) -> AsyncIterator[Worker]:
-    async with working(source, settings()) as worker:
-        yield worker
-
-
-@pytest.fixture
-def queue(client: ArqRedis) -> Queue:
-    return Queue(client)
-
-
-async def event_of(client: ArqRedis, job_id: str, kind: str) -> JobEvent:
-    """Wait for the first durable event of a kind."""
-    async with client.pubsub() as pubsub:
-        await pubsub.subscribe(keys.events(job_id))
-        while True:
-            snapshot = await events.read_snapshot(client, job_id, after=0)
-            assert snapshot is not None
-            found = [event for event in snapshot.events if event.kind == kind]
-            if found:
-                return found[0]
-            assert await pubsub.get_message(timeout=20) is not None, f"no {kind} within 20 s"
-
-
-async def ended(queue: Queue, job: Job) -> Job:
-    await event_of(queue.client, job.id, "done")  # type: ignore[arg-type]
-    return await queue.get(job.id)
-
-
-def error_of(job: Job) -> dict[str, Any]:
-    assert job.error is not None
-    return job.error.model_dump()
+from tests.worker_tasks import ORDER, TURNSTILE
+from tests.working import TASKS, Settings, ended, error_of, event_of, working
 
 
 @pytest.mark.usefixtures("worker")
@@ -176,7 +108,8 @@ async def test_a_cancel_reaches_the_running_code(queue: Queue, client: ArqRedis,
     await event_of(client, job.id, "log")
     assert (await queue.cancel(job.id)).stopping
     job = await ended(queue, job)
-    assert (job.status, job.error, job.result) == (JobStatus.CANCELLED, None, None)
+    assert (job.status, job.result) == (JobStatus.CANCELLED, None)
+    assert (error_of(job)["code"], error_of(job)["detail"]) == ("cancelled", "cancelled by client")
     kinds = [event.kind for event in (await events.read_snapshot(client, job.id, after=0)).events]  # type: ignore[union-attr]
     assert kinds[-1] == "done"
     assert kinds.count("done") == 1
@@ -289,6 +222,27 @@ async def test_a_dead_workers_job_runs_again_when_its_lease_has_ended(
     assert (job.status, job.result) == (JobStatus.SUCCEEDED, [job.id, 2])
 
 
+async def test_a_dead_workers_job_does_not_wait_behind_all_that_is_queued(
+    source: RedisSource, settings: Settings, queue: Queue, client: ArqRedis
+) -> None:
+    """It has its old place again, although every worker is busy."""
+    gate = TURNSTILE.gates["busy"] = asyncio.Event()
+    async with working(source, settings(lease_seconds=1, max_jobs=1)):
+        busy = await queue.submit("waits_at", {"gate": "busy"})
+        await event_of(client, busy.id, "log")
+        for name in "abc":
+            await queue.submit("enters", {"name": name}, job_id=name)
+        lost = await queue.submit("enters", {"name": "lost"}, options=SubmitOptions(priority=1))
+        await claim(client, queue="default", worker_id="dead", slots=1, lease=0.05)
+        while (await client.zrange(keys.queue("default"), 0, 0)) != [lost.id.encode()]:
+            pass
+        gate.set()
+        await ended(queue, await queue.get("c"))
+    assert ORDER == ["lost", "a", "b", "c"]
+    ORDER.clear()
+    TURNSTILE.gates.clear()
+
+
 async def test_a_worker_survives_redis_being_killed_and_finishes_its_job_once(
     real_source: UrlSource, settings: Settings
 ) -> None:
@@ -336,3 +290,18 @@ async def test_a_worker_process_ends_although_a_thread_does_not(
             process.kill()
         await process.wait()
         await client.aclose()
+
+
+async def test_the_time_that_a_process_task_waits_for_a_free_process_is_not_its_own(
+    source: RedisSource, settings: Settings, queue: Queue, client: ArqRedis
+) -> None:
+    async with working(source, settings(processes=1)):
+        first = await queue.submit("process_works", {})
+        await event_of(client, first.id, "log")
+        waiting = await queue.submit("process_works", {}, options=SubmitOptions(timeout=0.3))
+        while (await queue.get(waiting.id)).status is not JobStatus.RUNNING:
+            pass
+        await asyncio.sleep(0.5)  # longer than it may take, and it has not begun
+        assert (await queue.get(waiting.id)).status is JobStatus.RUNNING
+        await queue.cancel(first.id)
+        assert error_of(await ended(queue, waiting))["detail"] == "timeout 0.3 s"

@@ -22,10 +22,18 @@ class RecordingOutbox(Outbox):
         self.listener: Callable[[ProgressState], object] = _ignore
         """Called with each state, in the thread that speaks."""
 
-    def set_progress(self, progress: ProgressState) -> None:
-        self.states.append(progress)
-        super().set_progress(progress)
-        self.listener(progress)
+    def set_progress(
+        self,
+        current: float | None = None,
+        total: float | None = None,
+        message: str | None = None,
+        items: tuple[str, ...] | None = None,
+    ) -> None:
+        super().set_progress(current, total, message, items)
+        self.quick = False  # each word is to come this way
+        state = self.state
+        self.states.append(state)
+        self.listener(state)
 
 
 def _ignore(state: ProgressState) -> None:

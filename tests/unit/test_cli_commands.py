@@ -293,6 +293,14 @@ def test_cancel_prints_what_became_of_each_job(service: StubService) -> None:
     assert json.loads(invoke(service, "cancel", "j1", "--json").stdout)["status"] == "cancelling"
 
 
+def test_retry_runs_jobs_again_and_says_which_cannot_be(service: StubService) -> None:
+    service.on("POST", "/jobs/j1/retry", answer(202, job("j1", "queued")))
+    result = invoke(service, "retry", "j1", "j3")
+    assert (result.exit_code, result.stdout) == (4, "j1 queued\n")
+    assert result.stderr.startswith("j3: ")
+    assert json.loads(invoke(service, "retry", "j1", "--json").stdout)["status"] == "queued"
+
+
 # what tasks say
 
 

@@ -37,6 +37,11 @@ class Heard:
     def _count(self) -> None:
         self.notices += 1
 
+    def cancel(self) -> None:
+        """As the worker does."""
+        self.cancelled.set()
+        self.outbox.interrupt()
+
     def progress(self) -> ProgressState:
         state = self.outbox.take().progress
         assert state is not None
@@ -120,7 +125,7 @@ async def test_track_follows_async_iterables(heard: Heard) -> None:
 def test_a_job_that_must_stop_notices_by_speaking(heard: Heard) -> None:
     heard.job.raise_if_cancelled()
     assert not heard.job.cancelled
-    heard.cancelled.set()
+    heard.cancel()
     assert heard.job.cancelled
     with pytest.raises(JobCancelled):
         heard.job.raise_if_cancelled()
@@ -135,7 +140,7 @@ def test_track_stops_at_the_next_item(heard: Heard) -> None:
         for item in heard.job.track(range(5)):
             seen.append(item)
             if item == 2:
-                heard.cancelled.set()
+                heard.cancel()
     assert seen == [0, 1, 2]
 
 
@@ -144,7 +149,7 @@ def test_no_except_exception_swallows_a_cancellation() -> None:
 
 
 def test_a_job_that_must_stop_can_still_say_its_last_words(heard: Heard) -> None:
-    heard.cancelled.set()
+    heard.cancel()
     heard.job.log("closing")
     heard.job.chunk(1)
     assert heard.said() == [{"level": "info", "message": "closing"}, 1]
@@ -178,6 +183,37 @@ def test_a_chunk_that_json_cannot_say_fails_where_it_is_said(heard: Heard) -> No
     with pytest.raises(TypeError):
         heard.job.chunk(object())
     assert heard.said() == []
+
+
+# A tight loop
+
+
+def test_what_a_tight_loop_says_waits_for_the_writer_and_its_last_word_is_kept(heard: Heard) -> None:
+    for number in range(1000):
+        heard.job.progress(number, 1000)
+    assert heard.notices == 1
+    assert heard.progress() == ProgressState(999, 1000, None, ())
+    assert heard.outbox.take().progress is None
+    heard.job.progress(1000)
+    assert heard.notices == 2
+    assert heard.progress().current == 1000
+
+
+def test_no_last_word_is_lost_between_a_loop_and_its_writer(heard: Heard) -> None:
+    """The writer takes as fast as it can while a thread speaks: what is taken last is what was said last."""
+
+    def speak() -> None:
+        for number in range(200_000):
+            heard.job.progress(number)
+
+    spoken = threading.Thread(target=speak)
+    spoken.start()
+    taken: list[object] = []
+    while spoken.is_alive() or heard.outbox.waiting:
+        if (progress := heard.outbox.take().progress) is not None:
+            taken.append(progress.current)
+    assert taken[-1] == 199_999
+    assert taken == sorted(taken)  # type: ignore[type-var]
 
 
 # The outbox

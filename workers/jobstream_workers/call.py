@@ -12,11 +12,15 @@ from typing import Any
 import pydantic
 
 from jobstream.context import JobContext, text
-from jobstream.errors import InvalidInput, InvalidOutput, JobCancelled, JobstreamError, TaskError, TaskRaised
+from jobstream.errors import InvalidInput, InvalidOutput, JobCancelled, JobstreamError, Retry, TaskError, TaskRaised
+from jobstream.retry import RetryPolicy
 from jobstream.task import Task, field_errors
 
 DETAIL_LENGTH = 8_192
 """Characters of an exception's message that are kept: the rest is data that got into it."""
+
+NEVER = RetryPolicy(retry_on=())
+"""Input and result are as wrong the next time."""
 
 Asked = Callable[[], bool]
 """Whether somebody told the attempt to stop: only then is a cancellation what it says."""
@@ -29,7 +33,7 @@ def call(task: Task, data: object, job: JobContext, cancelled: threading.Event) 
     CancelledError.
     """
     arguments = _arguments(task, data, job, cancelled.is_set)
-    with _user_code(TaskError, asked=cancelled.is_set):
+    with _user_code(TaskError, Retry, asked=cancelled.is_set, policy=task.retry):
         value = task.function(**arguments)
     return _result(task, value, cancelled.is_set)
 
@@ -44,15 +48,17 @@ async def call_async(task: Task, data: object, job: JobContext, cancelled: threa
         return cancelled.is_set() or current.cancelling() > before
 
     arguments = _arguments(task, data, job, asked)
-    with _user_code(TaskError, asked=asked):
+    with _user_code(TaskError, Retry, asked=asked, policy=task.retry):
         value = await task.function(**arguments)
     return _result(task, value, asked)
 
 
-def task_raised(error: BaseException) -> TaskRaised:
-    """An exception of user code as data."""
+def task_raised(error: BaseException, policy: RetryPolicy = NEVER) -> TaskRaised:
+    """An exception of user code as data, and whether it is worth another attempt."""
     described = traceback.TracebackException.from_exception(error)  # survives a broken __str__
-    return TaskRaised(type(error).__name__, _cut(described), text("".join(described.format())))
+    return TaskRaised(
+        type(error).__name__, _cut(described), text("".join(described.format())), retryable=policy.admits(error)
+    )
 
 
 def _arguments(task: Task, data: object, job: JobContext, asked: Asked) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def _result(task: Task, value: object, asked: Asked) -> bytes:
 
 
 @contextmanager
-def _user_code(*expected: type[JobstreamError], asked: Asked) -> Iterator[None]:
+def _user_code(*expected: type[JobstreamError | Retry], asked: Asked, policy: RetryPolicy = NEVER) -> Iterator[None]:
     try:
         yield
     except expected:
@@ -81,9 +87,9 @@ def _user_code(*expected: type[JobstreamError], asked: Asked) -> Iterator[None]:
     except (JobCancelled, asyncio.CancelledError) as error:
         if asked():
             raise
-        raise task_raised(error) from error
+        raise task_raised(error, policy) from error
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: a task ends its job, never the worker
-        raise task_raised(error) from error
+        raise task_raised(error, policy) from error
 
 
 def _cut(detail: object) -> str:

@@ -23,7 +23,7 @@ from typing import NoReturn
 import msgspec
 
 from jobstream.context import JobContext
-from jobstream.errors import JobCancelled, JobstreamError
+from jobstream.errors import JobCancelled, JobstreamError, Retry
 from jobstream.files import FileStore
 from jobstream.outbox import Outbox
 from jobstream_workers.call import call, task_raised
@@ -40,6 +40,9 @@ from jobstream_workers.frames import (
     requests,
 )
 from jobstream_workers.loader import find_task
+
+INSIST_SECONDS = 0.05
+"""Between two signals to a task that is to stop."""
 
 BATCH_SECONDS = 0.05
 """What a task says within this time goes to the worker in one message."""
@@ -105,7 +108,7 @@ class Child:
                 cancelled=self._cancelled,
             )
             return Returned(call(task, msgspec.json.decode(start.data), job, self._cancelled))
-        except JobstreamError as error:
+        except (JobstreamError, Retry) as error:
             return answer_of(error)
 
     def _interrupt(self, number: int, at: FrameType | None) -> None:
@@ -126,10 +129,22 @@ class Child:
                         self._jobs.put(start)
                     case Stop():
                         self._cancelled.set()
-                        # To the main thread itself: a signal to the process may miss the system call it sleeps in.
-                        signal.pthread_kill(main_thread, signal.SIGTERM)
+                        if (outbox := self._outbox) is not None:
+                            outbox.interrupt()
+                        threading.Thread(target=self._insist, args=(main_thread,), daemon=True).start()
         # The worker is gone, or done with this child. Whatever the task started goes too.
         os.killpg(0, signal.SIGKILL)
+
+    def _insist(self, main_thread: int) -> None:
+        """Interrupt the task, again and again until it has been: a signal that comes just before a system call begins
+        does not interrupt it, and Python would look at it when the call returns. To the main thread itself, since a
+        signal to the process may miss the call that thread sleeps in.
+        """
+        while True:
+            signal.pthread_kill(main_thread, signal.SIGTERM)
+            time.sleep(INSIST_SECONDS)
+            if not self._interruptible:
+                return
 
     def _relay(self) -> None:
         while self._spoken.wait():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from redis.asyncio import Redis
@@ -10,8 +11,10 @@ from jobstream import keys
 from jobstream.queue import LIVE_SECONDS
 from jobstream.scripts import Script
 
-CLAIM_MAX = 100
+CLAIM_MAX = 50
 """Jobs per call: other workers want some too, and a script blocks Redis while it runs."""
+
+NO_LIMITS: Mapping[str, int] = {}
 
 _claim = Script("claim")
 
@@ -31,19 +34,30 @@ class ClaimedJob(NamedTuple):
     """The job was told to stop before it was claimed."""
     known: bool
     """False for a job that a stock arq client enqueued: its record is to be completed."""
+    crashes: int
+    """How many workers have died with this job."""
+    spent: int
+    """Attempts that were used up before the job was run again by a client."""
+    taken_over: bool
+    """Its last worker has died."""
+    waited: float
+    """Seconds since it was due."""
 
 
 async def claim(
-    client: Redis, *, queue: str, worker_id: str, slots: int, lease: float
+    client: Redis, *, queue: str, worker_id: str, slots: int, lease: float, limits: Mapping[str, int] = NO_LIMITS
 ) -> tuple[list[ClaimedJob], float | None]:
     """Claim up to `slots` due jobs of a queue for `lease` seconds.
 
+    `limits`: task → how many of its jobs may run at once.
     Gives the jobs, and the seconds until the next entry of the queue is due (None: nothing waits for a time).
     """
+    most = [part for limit in limits.items() for part in limit]
     answer = await _claim(
         client,
+        hurry=True,
         key_names=[keys.queue(queue)],
-        args=[queue, worker_id, min(slots, CLAIM_MAX), round(lease * 1000), round(LIVE_SECONDS * 1000)],
+        args=[queue, worker_id, min(slots, CLAIM_MAX), round(lease * 1000), round(LIVE_SECONDS * 1000), *most],
     )
     next_due_ms = int(answer[0])
     jobs = [
@@ -56,7 +70,11 @@ async def claim(
             timeout=float(timeout) if timeout else None,
             stop=bool(int(stop)),
             known=bool(int(known)),
+            crashes=int(crashes),
+            spent=int(spent),
+            taken_over=bool(taken_over),
+            waited=int(waited_ms) / 1000,
         )
-        for job_id, token, attempt, payload, timeout, stop, known in answer[1:]
+        for job_id, token, attempt, payload, timeout, stop, known, crashes, spent, taken_over, waited_ms in answer[1:]
     ]
     return jobs, next_due_ms / 1000 if next_due_ms >= 0 else None

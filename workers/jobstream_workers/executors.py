@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,6 +36,13 @@ class Execution:
     outbox: Outbox
     cancelled: threading.Event
     """Set when the job must stop."""
+    begun: Callable[[], None] = lambda: None
+    """Called when the function begins: a process task may have to wait for a free child before."""
+
+    def stop(self) -> None:
+        """Tell the function to stop; it hears of it when it next looks or speaks."""
+        self.cancelled.set()
+        self.outbox.interrupt()
 
 
 class Executors:
@@ -64,6 +72,8 @@ class Executors:
         that awaits this stops the attempt: CancelledError is raised as soon as the function has really ended.
         """
         try:
+            if execution.task.executor != "process":
+                execution.begun()
             match execution.task.executor:
                 case "loop":
                     return await call_async(
@@ -76,7 +86,7 @@ class Executors:
         except JobCancelled:
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:
-            execution.cancelled.set()  # for threads that the task started
+            execution.stop()  # for threads that the task started
             raise
 
     async def _in_thread(self, execution: Execution) -> bytes:
@@ -87,7 +97,7 @@ class Executors:
             await asyncio.wait([ended])
             return ended.result()
         except asyncio.CancelledError:
-            execution.cancelled.set()
+            execution.stop()
             if not work.cancel():  # it runs already
                 await uninterrupted(settled(ended))
             raise
@@ -105,7 +115,7 @@ class Executors:
             attempt=execution.attempt,
             max_attempts=execution.max_attempts,
         )
-        return await self._processes.run(start, execution.outbox)
+        return await self._processes.run(start, execution.outbox, execution.begun)
 
     def _context(self, execution: Execution) -> JobContext:
         return JobContext(

@@ -11,6 +11,7 @@ from jobstream.errors import (
     InvalidInput,
     InvalidOutput,
     JobstreamError,
+    Retry,
     TaskError,
     TaskRaised,
 )
@@ -69,10 +70,18 @@ class Raised(msgspec.Struct, tag=True, frozen=True):
     type_name: str
     message: str
     traceback_text: str
+    retryable: bool
+
+
+class Again(msgspec.Struct, tag=True, frozen=True):
+    """Child to worker: the task raised Retry."""
+
+    detail: str
+    after: float | None
 
 
 Request = Start | Stop
-Answer = Returned | Failed | Refused | Raised
+Answer = Returned | Failed | Refused | Raised | Again
 Reply = Said | Answer
 
 _encoder = msgspec.msgpack.Encoder()
@@ -86,13 +95,15 @@ def frame(message: Request | Reply) -> bytes:
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
-def answer_of(error: JobstreamError) -> Answer:
+def answer_of(error: JobstreamError | Retry) -> Answer:
     """The error as a message."""
     match error:
         case TaskError():
             return Refused(text(error.detail), int(error.http_status), text(error.problem_code), bool(error.retryable))
         case TaskRaised():
-            return Raised(error.type_name, error.message, error.traceback_text)
+            return Raised(error.type_name, error.message, error.traceback_text, error.retryable)
+        case Retry():
+            return Again(text(error.detail), error.after)
         case InvalidInput():
             errors = [FieldError(pointer=text(e["pointer"]), detail=text(e["detail"])) for e in error.errors]
             return Failed(error.code, text(error.detail), errors)
@@ -100,13 +111,15 @@ def answer_of(error: JobstreamError) -> Answer:
             return Failed(error.code, text(error.detail))
 
 
-def error_of(answer: Failed | Refused | Raised) -> JobstreamError:
+def error_of(answer: Failed | Refused | Raised | Again) -> JobstreamError | Retry:
     """The message as an error: what `answer_of` was given."""
     match answer:
         case Refused():
             return TaskError(answer.detail, status=answer.status, code=answer.code, retryable=answer.retryable)
         case Raised():
-            return TaskRaised(answer.type_name, answer.message, answer.traceback_text)
+            return TaskRaised(answer.type_name, answer.message, answer.traceback_text, retryable=answer.retryable)
+        case Again():
+            return Retry(answer.detail, after=answer.after)
         case Failed(kind=InvalidInput.code):
             return InvalidInput(answer.detail, errors=answer.errors)
         case Failed(kind=InvalidOutput.code):

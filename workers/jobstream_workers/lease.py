@@ -73,6 +73,7 @@ class LeaseKeeper:
                     answer: list[bytes] = _renew.call_sync(client, args=[round(self._lease * 1000), *arguments])
                 except Exception as error:
                     # Whatever it was: a thread that ends here would lose every lease of this worker.
+                    client.close()  # a primary that has become a replica keeps its connections: the next one is new
                     if is_unavailable(error):
                         logger.warning("leases not renewed: %s", type(error).__name__)
                     else:

@@ -6,12 +6,21 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from jobstream.cancellation import cancel
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_workers.loader import add_working_directory, load_tasks
 from jobstream_workers.settings import WorkerSettings
 from jobstream_workers.worker import Worker
+
+try:
+    import uvloop
+except ImportError:  # Windows has none
+    _run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+else:
+    _run = uvloop.run
 
 logger = logging.getLogger("jobstream.worker")
 
@@ -45,7 +54,7 @@ def main(settings: WorkerSettings | None = None) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
     add_working_directory()
     source = UrlSource.from_settings(settings)
-    asyncio.run(_until_signalled(settings, source))
+    _run(_until_signalled(settings, source))
 
 
 async def _until_signalled(settings: WorkerSettings, source: RedisSource) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from jobstream_workers.frames import (
     frame,
     replies,
 )
+from jobstream_workers.oom import oom_kills
 
 T = TypeVar("T")
 
@@ -47,14 +48,16 @@ class ProcessPool:
         self._alive: set[_Child] = set()
         self._closed = False
 
-    async def run(self, start: Start, outbox: Outbox) -> bytes:
-        """Run one attempt in a free child; give the result as JSON.
+    async def run(self, start: Start, outbox: Outbox, begun: Callable[[], None] = lambda: None) -> bytes:
+        """Run one attempt in a free child; give the result as JSON. `begun` is called when it has one.
 
         Raises what the task raised (see `frames.error_of`), TaskCrashed when the child died. Cancelling it tells the
         child to stop, kills it `kill_grace` seconds later, and returns when it is gone.
         """
         async with self._slots:
             child = await self._free_child()
+            begun()
+            kills = oom_kills()
             talk = child.run(start, outbox)
             try:
                 await asyncio.wait([talk])
@@ -62,9 +65,9 @@ class ProcessPool:
                 await uninterrupted(self._stop(child, talk))
                 raise
             if (error := talk.exception()) is not None:
-                reason = await uninterrupted(self._remove(child))
+                code = await uninterrupted(self._remove(child))
                 if isinstance(error, OSError):
-                    raise TaskCrashed(f"The process that ran the task {reason}") from error
+                    raise TaskCrashed(_reason(code, out_of_memory=oom_kills() > kills)) from error
                 raise error
             self._idle.append(child)
         answer = talk.result()
@@ -99,10 +102,10 @@ class ProcessPool:
                 await asyncio.wait([talk])
         await self._remove(child)
 
-    async def _remove(self, child: _Child) -> str:
-        reason = await child.kill()
+    async def _remove(self, child: _Child) -> int:
+        code = await child.kill()
         self._alive.discard(child)
-        return reason
+        return code
 
 
 class _Child:
@@ -148,8 +151,8 @@ class _Child:
         async with self._sending:
             await asyncio.get_running_loop().sock_sendall(self._socket, frame(message))
 
-    async def kill(self) -> str:
-        """End the child and all that it started, if it has not ended yet. Says how it ended."""
+    async def kill(self) -> int:
+        """End the child and all that it started, if it has not ended yet. Its exit code; below 0: the signal."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         code = await asyncio.to_thread(self._process.wait)
@@ -160,7 +163,7 @@ class _Child:
         if self._talk is not None:
             await settled(self._talk)  # before the close: the event loop must not wait for a closed socket
         self._socket.close()
-        return f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+        return code
 
     async def _receive(self) -> Reply:
         size = int.from_bytes(await self._read(LENGTH_BYTES), "big")
@@ -176,6 +179,15 @@ class _Child:
                 raise ConnectionResetError
             rest = rest[count:]
         return data
+
+
+def _reason(code: int, *, out_of_memory: bool) -> str:
+    """How a child ended that nobody had told to. `out_of_memory`: the kernel has killed for that meanwhile."""
+    if code >= 0:
+        return f"The process that ran the task ended with exit code {code}"
+    if code == -signal.SIGKILL and out_of_memory:
+        return "killed: out of memory, probably (SIGKILL, and the kernel has killed for want of memory meanwhile)"
+    return f"The process that ran the task was ended by {_signal_name(-code)}"
 
 
 def _signal_name(number: int) -> str:

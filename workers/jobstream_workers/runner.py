@@ -7,15 +7,24 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
 
-from jobstream.errors import InvalidInput, JobstreamError
+from jobstream.errors import (
+    CancelledByClient,
+    InvalidInput,
+    JobstreamError,
+    Retry,
+    TaskCrashed,
+    TaskError,
+    TaskRaised,
+    WorkerCrashed,
+)
 from jobstream.job import JobStatus
 from jobstream.outbox import Outbox
 from jobstream.problem import job_problem
@@ -23,6 +32,7 @@ from jobstream.serialize import TaskFailure, deserialize, serialize
 from jobstream.task import Task
 from jobstream_workers.claim import ClaimedJob
 from jobstream_workers.executors import Execution, Executors
+from jobstream_workers.health import Meter
 from jobstream_workers.writer import AttemptWriter, Outcome
 
 logger = logging.getLogger("jobstream.runner")
@@ -30,11 +40,15 @@ logger = logging.getLogger("jobstream.runner")
 WRITE_SECONDS = 0.25
 """At most one write per job in this time, however often a task speaks; the last word is never lost."""
 
+AGAIN_SECONDS = 1.0
+"""A function that swallows its cancellation at the timeout is told again after this time."""
+
 
 class StopReason(StrEnum):
     """Why an attempt is stopped from outside."""
 
     CANCEL = "cancelled by client"
+    TIMEOUT = "timeout"
     SHUTDOWN = "worker is shutting down"
     LOST = "lease lost"
 
@@ -79,21 +93,47 @@ class Payload:
     enqueued_ms: int
 
 
-@dataclass
 class RunningJob:
     """A claimed job on its way through the runner, and the handle by which it is stopped."""
 
-    job: ClaimedJob
-    stop_reason: StopReason | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    execution: asyncio.Task[bytes] | None = None
+    __slots__ = ("_task", "cancelled", "job", "stop_reason")
+
+    def __init__(self, job: ClaimedJob) -> None:
+        self.job = job
+        self.stop_reason: StopReason | None = StopReason.CANCEL if job.stop else None
+        self.cancelled = threading.Event()
+        self._task: asyncio.Task[Any] | None = None
 
     def stop(self, reason: StopReason) -> None:
-        """Stop the attempt; the first reason counts, but a lost lease overrides (nothing may be written then)."""
+        """Stop the attempt. The first reason counts, but a lost lease overrides: nothing may be written then.
+
+        May be called again while the function does not end: it is told again.
+        """
         if self.stop_reason is None or reason is StopReason.LOST:
             self.stop_reason = reason
-        if self.execution is not None:
-            self.execution.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Only while this block runs does `stop` reach the asyncio task; a cancellation that it asked for ends here.
+
+        A cancellation is delivered at the task's next step, and that step is inside the block: none is left over for
+        what is written afterwards. Anybody else's cancellation passes through.
+        """
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        before = task.cancelling()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.stop_reason is None:
+                raise
+        finally:
+            self._task = None
+            if self.stop_reason is not None:
+                while task.cancelling() > before:
+                    task.uncancel()
 
 
 class Runner:
@@ -106,11 +146,15 @@ class Runner:
         executors: Executors,
         *,
         keep_arq_result: float = 3600.0,
+        max_crashes: int = 3,
+        meter: Meter,
     ) -> None:
         self._client = client
         self._tasks = tasks
         self._executors = executors
         self._keep_arq_result = keep_arq_result
+        self._max_crashes = max_crashes
+        self._meter = meter
 
     async def run(self, running: RunningJob) -> None:
         """Make the attempt and write its end. Never raises for anything that the job did."""
@@ -118,30 +162,53 @@ class Runner:
         writer = AttemptWriter(self._client, job)
         started_ms = _now_ms()
         payload = Payload(task="<unknown>", data=None, args=(), kwargs={}, enqueued_ms=started_ms)
+        task: Task | None = None
+        result: bytes | None = None
+        error: JobstreamError | Retry | None = None
         try:
             payload = read_payload(job)
             task = self._task(payload.task)
             if not job.known:
-                await writer.adopt(task=task.name, enqueued_ms=payload.enqueued_ms, ttl=task.ttl)
-            result: bytes | None = await self._attempt(running, task, payload, writer)
-            error: JobstreamError | None = None
-        except JobstreamError as problem:
-            result, error = None, problem
+                await writer.adopt(
+                    task=task.name,
+                    enqueued_ms=payload.enqueued_ms,
+                    ttl=task.ttl,
+                    max_attempts=task.retry.attempts,
+                )
+                if task.max_running is not None and not job.stop:
+                    await writer.release()  # the next claim knows the task, and keeps to its limit
+                    return
+            if job.crashes >= self._max_crashes:
+                raise WorkerCrashed(f"{job.crashes} workers died while they ran the job")
+            result = await self._attempt(running, task, payload, writer)
+        except (JobstreamError, Retry) as problem:
+            error = problem
         except Exception:
             logger.exception("job %s: the runner failed", job.id)
-            result, error = None, InternalError("See the worker's log.")
+            error = InternalError("See the worker's log.")
+        if running.stop_reason is StopReason.LOST:
+            self._meter.lost()
+            logger.warning("job %s: lease lost, another worker has it", job.id)
+            return
         if result is None and error is None and running.stop_reason is StopReason.SHUTDOWN:
             await writer.release()
             logger.info("job %s released: %s", job.id, StopReason.SHUTDOWN)
             return
-        if running.stop_reason is StopReason.LOST:
-            logger.warning("job %s: lease lost, another worker has it", job.id)
-            return
+        if error is not None:
+            wait, error = next_attempt(error, task, job)
+            if wait is not None:
+                if await writer.retry(job_problem(error, attempt=job.attempt), after=wait):
+                    self._meter.retried(payload.task)
+                    logger.info("job %s %s again in %.1f s: %s", job.id, payload.task, wait, error.detail)
+                    return
+                error = None  # it was told to stop meanwhile: cancelled
         outcome = _outcome(job, payload, result, error, started_ms=started_ms)
         if await writer.finish(outcome, keep_arq_result=self._keep_arq_result):
-            detail = f": {error.detail}" if error else ""
-            logger.info("job %s %s %s in %d ms%s", job.id, payload.task, outcome.status, _now_ms() - started_ms, detail)
+            seconds = (_now_ms() - started_ms) / 1000
+            self._meter.ended(payload.task, outcome.status, seconds)
+            _log_end(job, payload, outcome, error, seconds=seconds)
         else:
+            self._meter.lost()
             logger.warning("job %s: its end was refused, another worker has it", job.id)
 
     def _task(self, name: str) -> Task:
@@ -151,69 +218,140 @@ class Runner:
             raise TaskMissing(f"This worker has no task {name[:64]!r}") from None
 
     async def _attempt(self, running: RunningJob, task: Task, payload: Payload, writer: AttemptWriter) -> bytes | None:
-        """The task's result as JSON, or None when the attempt was stopped. Raises JobstreamError for its failures."""
-        job = running.job
-        if job.stop:
-            running.stop_reason = StopReason.CANCEL
+        """The task's result as JSON, or None when the attempt was stopped. Raises JobstreamError or Retry."""
         if running.stop_reason is not None:
             return None
-        loop, said, ended = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-
-        def notify() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed: the process is ending
-                loop.call_soon_threadsafe(said.set)
-
-        outbox = Outbox(notify)
+        job, loop = running.job, asyncio.get_running_loop()
+        reporter = _Reporter(running, writer)
+        limit = job.timeout or task.timeout
+        timer = _Timer(loop, running)
         execution = Execution(
             task=task,
             data=payload.data,
             job_id=job.id,
             attempt=job.attempt,
-            max_attempts=1,
-            outbox=outbox,
+            max_attempts=task.retry.attempts,
+            outbox=reporter.outbox,
             cancelled=running.cancelled,
+            begun=lambda: timer.start(limit),
         )
-        limit = job.timeout or task.timeout
-        running.execution = asyncio.create_task(self._execute(execution, limit), name=f"job-{job.id}")
-        reporter = asyncio.create_task(_report(outbox, said, ended, writer, running), name=f"report-{job.id}")
-        await asyncio.wait({running.execution})
-        ended.set()
-        said.set()
-        await reporter  # never cancelled: it may hold the last words
-        if running.execution.cancelled():
-            return None
-        return running.execution.result()
-
-    async def _execute(self, execution: Execution, limit: float) -> bytes:
         try:
-            async with asyncio.timeout(limit) as deadline:
+            with running.stoppable():
                 return await self._executors.run(execution)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise TaskTimeout(f"timeout {limit:g} s") from None
+        finally:
+            timer.stop()
+            await reporter.finish()
+        if running.stop_reason is StopReason.TIMEOUT:
+            raise TaskTimeout(f"timeout {limit:g} s")
+        return None
 
 
-async def _report(
-    outbox: Outbox, said: asyncio.Event, ended: asyncio.Event, writer: AttemptWriter, running: RunningJob
-) -> None:
-    """Write what the job says, coalesced, and its last words; a refused write means that the lease is lost."""
-    while True:
-        await said.wait()
-        said.clear()
-        last = ended.is_set()  # read before the outbox: nothing is said after the end
+class _Timer:
+    """Stops an attempt when its time is over, and again until it has ended."""
+
+    __slots__ = ("_handle", "_loop", "_running")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, running: RunningJob) -> None:
+        self._loop, self._running = loop, running
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float) -> None:
+        """Begin to wait."""
+        self._handle = self._loop.call_later(seconds, self._ring)
+
+    def stop(self) -> None:
+        """The attempt has ended."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _ring(self) -> None:
+        self._running.stop(StopReason.TIMEOUT)
+        self.start(AGAIN_SECONDS)
+
+
+class _Reporter:
+    """Writes what a job says, coalesced, and its last words. Costs next to nothing for a job that says nothing."""
+
+    def __init__(self, running: RunningJob, writer: AttemptWriter) -> None:
+        self.outbox = Outbox(self._notify)
+        self._running = running
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Event | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def finish(self) -> None:
+        """Write the last words. The task is awaited, not cancelled: it may hold them."""
+        if self._ended is not None and self._task is not None:
+            self._ended.set()
+            await self._task
+        if self._running.stop_reason is not StopReason.LOST and self.outbox.waiting:
+            await self._write()
+
+    def _notify(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: the process is ending
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        """Only what is said after the last batch was taken notifies: so at most one task at a time is begun."""
+        if self._task is None and self.outbox.waiting:
+            self._ended = asyncio.Event()
+            self._task = asyncio.create_task(self._report(self._ended), name=f"report-{self._running.job.id}")
+
+    async def _report(self, ended: asyncio.Event) -> None:
+        while self.outbox.waiting and await self._write() and not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await ended.wait()
+        self._task = None
+
+    async def _write(self) -> bool:
+        """False when the lease is lost."""
         try:
-            held = await writer.emit(outbox.take())
+            held = await self._writer.emit(self.outbox.take())
         except Exception:
-            logger.exception("job %s: progress not written", running.job.id)
-            held = True
+            logger.exception("job %s: progress not written", self._running.job.id)
+            return True
         if not held:
-            running.stop(StopReason.LOST)
-        if last or not held:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(WRITE_SECONDS):
-                await ended.wait()
+            self._running.stop(StopReason.LOST)
+        return held
+
+
+def next_attempt(
+    error: JobstreamError | Retry, task: Task | None, job: ClaimedJob
+) -> tuple[float | None, JobstreamError]:
+    """Seconds until the next attempt, or None when this was the last, and the error to note for this one.
+
+    Attempts that ended because their worker died are not the task's fault: they are counted apart, as crashes.
+    """
+    if task is None:
+        assert isinstance(error, JobstreamError)
+        return None, error
+    tries = job.attempt - job.crashes - job.spent
+    left = tries < task.retry.attempts
+    if isinstance(error, Retry):
+        detail = error.detail or "the task asked to be tried again"
+        if not left:
+            detail += f"; attempt {tries} of {task.retry.attempts} was the last"
+        noted: JobstreamError = TaskError(detail, status=500, code="retry", retryable=True)
+        again, after = True, error.after
+    else:
+        noted, again, after = error, _worth_another(error, task), None
+    if not (again and left):
+        return None, noted
+    return task.retry.delay(tries) if after is None else after, noted
+
+
+def _worth_another(error: JobstreamError, task: Task) -> bool:
+    match error:
+        case TaskError() | TaskRaised():
+            return error.retryable
+        case TaskTimeout():
+            return task.retry.admits(TimeoutError())
+        case TaskCrashed():
+            return task.retry.admits(error)
+        case _:
+            return False
 
 
 def read_payload(job: ClaimedJob) -> Payload:
@@ -251,6 +389,7 @@ def _outcome(
         status, value = JobStatus.FAILED, TaskFailure(f"{error.code}: {error.detail}")
     elif result is None:
         status, value = JobStatus.CANCELLED, asyncio.CancelledError(StopReason.CANCEL)
+        error = CancelledByClient(StopReason.CANCEL)
     else:
         status, value = JobStatus.SUCCEEDED, msgspec.json.decode(result)
     envelope = {
@@ -272,6 +411,17 @@ def _outcome(
         error=job_problem(error, attempt=job.attempt) if error else None,
         arq_result=serialize(envelope),
     )
+
+
+def _log_end(
+    job: ClaimedJob, payload: Payload, outcome: Outcome, error: JobstreamError | None, *, seconds: float
+) -> None:
+    if isinstance(error, TaskRaised):
+        logger.info("job %s %s failed after %.3f s\n%s", job.id, payload.task, seconds, error.traceback_text)
+    elif error is not None:
+        logger.info("job %s %s failed after %.3f s: %s", job.id, payload.task, seconds, error.detail)
+    else:
+        logger.info("job %s %s %s after %.3f s", job.id, payload.task, outcome.status, seconds)
 
 
 def _now_ms() -> int:

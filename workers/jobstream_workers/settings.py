@@ -19,7 +19,11 @@ class WorkerSettings(RedisSettings, FileSettings):
         "jobstream_workers.tasks",
         description="Modules that hold the tasks, separated by commas; entry points are added.",
     )
-    queues: str = Field("default", description="Queues to serve, separated by commas, the first one first.")
+    queues: str = Field(
+        "default",
+        description="Queues to serve, separated by commas, each with a weight if need be: `default:3,low`. "
+        "While all have work, a queue of weight 3 gets three times the slots of one of weight 1.",
+    )
     max_jobs: int = Field(10, ge=1, le=10_000, description="Jobs that a worker runs at once.")
     processes: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
@@ -27,9 +31,12 @@ class WorkerSettings(RedisSettings, FileSettings):
         description="Child processes for CPU-bound tasks; empty: one per CPU.",
     )
     lease_seconds: float = Field(
-        10.0, ge=1, description="A dead worker's jobs run again after this time; renewed at a third of it."
+        4.0, ge=1, description="A dead worker's jobs run again after this time; renewed at a third of it."
     )
-    poll_seconds: float = Field(0.5, gt=0, description="Fallback poll: for jobs whose wake-up was lost.")
+    max_crashes: int = Field(
+        3, ge=1, description="A job whose worker died so many times fails instead of being run again."
+    )
+    poll_seconds: float = Field(0.5, gt=0, le=1, description="Fallback poll: for jobs whose wake-up was lost.")
     shutdown_seconds: float = Field(
         10.0, ge=0, description="Time that running jobs get at shutdown; then they are given back to the queue."
     )
@@ -39,14 +46,20 @@ class WorkerSettings(RedisSettings, FileSettings):
     arq_keep_result_seconds: float = Field(
         3600.0, ge=0, description="How long stock arq clients can read a result (arq's keep_result); 0: not at all."
     )
+    worker_host: str = Field("127.0.0.1", description="Address for the worker's health and metrics.")
+    worker_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port for the worker's /livez, /readyz and /metrics; 0: any free one; empty: none.",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @field_validator("queues")
     @classmethod
     def _queues(cls, value: str) -> str:
-        for name in _words(value):
-            if not QUEUE_NAME.match(name):
-                raise ConfigurationError(f"JOBSTREAM_QUEUES: {name!r} cannot be a queue's name")
+        if not parse_queues(value):
+            raise ConfigurationError("JOBSTREAM_QUEUES names no queue")
         return value
 
     @property
@@ -55,9 +68,27 @@ class WorkerSettings(RedisSettings, FileSettings):
         return _words(self.tasks)
 
     @property
+    def queue_weights(self) -> dict[str, int]:
+        """JOBSTREAM_QUEUES: name → weight."""
+        return parse_queues(self.queues)
+
+    @property
     def queue_names(self) -> tuple[str, ...]:
-        """JOBSTREAM_QUEUES as a tuple."""
-        return _words(self.queues)
+        """JOBSTREAM_QUEUES as a tuple of names."""
+        return tuple(self.queue_weights)
+
+
+def parse_queues(value: str) -> dict[str, int]:
+    """`default:3,low` → {"default": 3, "low": 1}. Raises ConfigurationError."""
+    weights: dict[str, int] = {}
+    for word in _words(value):
+        name, colon, weight = word.partition(":")
+        if not QUEUE_NAME.match(name) or name == "health-check":
+            raise ConfigurationError(f"JOBSTREAM_QUEUES: {name!r} cannot be a queue's name")
+        if colon and not (weight.isdecimal() and 1 <= int(weight) <= 1000):
+            raise ConfigurationError(f"JOBSTREAM_QUEUES: the weight of {name!r} is a whole number from 1 to 1000")
+        weights[name] = int(weight) if colon else 1
+    return weights
 
 
 def _words(value: str) -> tuple[str, ...]:

@@ -27,10 +27,13 @@ from jobstream.files import FileStore
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.serialize import deserialize, serialize
 from jobstream.task import Task
-from jobstream_workers.claim import ClaimedJob, claim
+from jobstream_workers.claim import CLAIM_MAX, ClaimedJob, claim
 from jobstream_workers.executors import Executors
+from jobstream_workers.health import HealthServer, Meter, Pulse
 from jobstream_workers.lease import LeaseKeeper, Verdict
+from jobstream_workers.rotation import Rotation
 from jobstream_workers.runner import Runner, RunningJob, StopReason
+from jobstream_workers.schedule import Schedule
 from jobstream_workers.settings import WorkerSettings
 from jobstream_workers.writer import AttemptWriter
 
@@ -73,17 +76,25 @@ class Worker(ArqWorker):
         self._tasks = tasks
         self._settings = settings
         self._files = FileStore(settings.files_dir)
+        self._rotation = Rotation(settings.queue_weights)
+        self._limits = {name: task.max_running for name, task in tasks.items() if task.max_running is not None}
         self._wake = asyncio.Event()
+        self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._running: dict[str, RunningJob] = {}
         self._started_ms = time.time_ns() // 1_000_000
+        self._pulse = Pulse(tasks.values(), poll_seconds=settings.poll_seconds)
+        self._meter = Meter(tasks)
+        self._meter.watch(slots=settings.max_jobs, running=lambda: len(self._running))
         self.ready = asyncio.Event()
         """Set when the first heartbeat was written: the tasks are announced."""
 
     def stop(self) -> None:
         """Claim no more; `main` gives running jobs their time, releases what is left, and returns."""
         self._stopping.set()
+        self._pulse.stopping = True
         self._wake.set()
+        self._freed.set()
 
     async def main(self) -> None:
         """Run until `stop()`. A worker that is cancelled instead releases its jobs at once."""
@@ -100,14 +111,23 @@ class Worker(ArqWorker):
             loop.call_soon_threadsafe(self._heed, job_id, token, verdict)
 
         async with executors:
-            with LeaseKeeper(self._source, lease=settings.lease_seconds, on_verdict=on_verdict) as leases:
-                runner = Runner(self.pool, self._tasks, executors, keep_arq_result=settings.arq_keep_result_seconds)
+            leases = LeaseKeeper(self._source, lease=settings.lease_seconds, on_verdict=on_verdict)
+            with leases, self._health():
+                runner = Runner(
+                    self.pool,
+                    self._tasks,
+                    executors,
+                    keep_arq_result=settings.arq_keep_result_seconds,
+                    max_crashes=settings.max_crashes,
+                    meter=self._meter,
+                )
+                schedule = Schedule(self.pool, self._tasks.values())
                 loops = [
                     asyncio.create_task(self._surviving(beat), name=f"worker-{beat.__name__}")
-                    for beat in (self._listen, self._beat, self._sweep)
+                    for beat in (self._listen, self._beat, self._sweep, schedule.run, self._pulse.beat)
                 ]
                 try:
-                    await self._surviving(lambda: self._claim(runner, leases))
+                    await self._surviving(lambda: self._claim(runner, leases), failed=self._pulse.failed)
                     await self._drain(settings.shutdown_seconds)
                 finally:
                     await self._release_all()
@@ -115,13 +135,21 @@ class Worker(ArqWorker):
                     with contextlib.suppress(Exception):  # the heartbeat expires by itself
                         await catalogue.part(self.pool, self.id)
 
+    def _health(self) -> contextlib.AbstractContextManager[object]:
+        host, port = self._settings.worker_host, self._settings.worker_port
+        if port is None:
+            return contextlib.nullcontext()
+        return HealthServer(self._pulse, self._meter, self._source, host=host, port=port)
+
     async def close(self) -> None:
         """Close the connections."""
         if self._pool is not None:
             await self.pool.aclose()
             self._pool = None
 
-    async def _surviving(self, loop: Callable[[], Awaitable[None]]) -> None:
+    async def _surviving(
+        self, loop: Callable[[], Awaitable[None]], *, failed: Callable[[Exception], None] | None = None
+    ) -> None:
         """Run a loop again whenever Redis, or a mistake of ours, has thrown it out; until it ends by itself."""
         pause = 0.05
         while True:
@@ -130,6 +158,8 @@ class Worker(ArqWorker):
                 await loop()
                 return
             except Exception as error:
+                if failed is not None:
+                    failed(error)
                 if is_unavailable(error):
                     logger.warning("Redis is away (%s), trying again", type(error).__name__)
                 else:
@@ -140,28 +170,65 @@ class Worker(ArqWorker):
             pause = min(pause * 2, 1.0)
 
     async def _claim(self, runner: Runner, leases: LeaseKeeper) -> None:
-        settings = self._settings
         while not self._stopping.is_set():
             # Cleared before the claim: a wake-up that comes while we look makes us look again.
             self._wake.clear()
-            next_due = settings.poll_seconds
-            for queue in settings.queue_names:
-                free = settings.max_jobs - len(self._running)
-                if free <= 0:
-                    break
-                claimed, due = await claim(
-                    self.pool, queue=queue, worker_id=self.id, slots=free, lease=settings.lease_seconds
-                )
-                for job in claimed:
-                    self._start(job, runner, leases)
-                if due is not None:
-                    next_due = min(next_due, due)
+            self._freed.clear()
+            next_due = await self._claim_from_all(runner, leases)
+            self._pulse.reached()
+            bell = self._wake if self._free else self._freed  # a full worker need not hear of every new job
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(next_due, 0.001)):
-                    await self._wake.wait()
+                    await bell.wait()
+
+    @property
+    def _free(self) -> int:
+        return self.max_jobs - len(self._running)
+
+    async def _claim_from_all(self, runner: Runner, leases: LeaseKeeper) -> float:
+        """Fill the slots that are free now; the seconds until the queues should be looked at again.
+
+        A slot that is freed meanwhile is dealt in the next round: else the queue that is asked last would get it.
+        """
+        queues, free, next_due = self._rotation.queues, self._free, self._settings.poll_seconds
+        while queues:
+            # A full worker asks too: for when the next job is due, and to know that Redis is there.
+            dealt = self._rotation.deal(free, queues) or dict.fromkeys(queues, 0)
+            had = {}
+            for queue, slots in dealt.items():
+                had[queue], due = await self._claim_from(queue, slots, runner, leases)
+                next_due = min(next_due, due)
+            # What a queue had no work for goes to the others.
+            free = sum(slots - had[queue] for queue, slots in dealt.items())
+            if not free:
+                break
+            queues = tuple(queue for queue in queues if had.get(queue, 0) == dealt.get(queue, 0))
+        return next_due
+
+    async def _claim_from(self, queue: str, slots: int, runner: Runner, leases: LeaseKeeper) -> tuple[int, float]:
+        """Claim and start; how many, and the seconds until the queue should be looked at again."""
+        asked_at = time.monotonic()
+        claimed, due = await claim(
+            self.pool,
+            queue=queue,
+            worker_id=self.id,
+            slots=slots,
+            lease=self._settings.lease_seconds,
+            limits=self._limits,
+        )
+        if time.monotonic() - asked_at > self._settings.lease_seconds:
+            return 0, 0.0  # frozen meanwhile: these leases have ended, and the jobs may be somebody else's
+        self._meter.claimed(claimed)
+        for job in claimed:
+            self._start(job, runner, leases)
+        if slots > len(claimed) == CLAIM_MAX:
+            due = 0.0  # there may be more
+        return len(claimed), self._settings.poll_seconds if due is None else due
 
     def _start(self, job: ClaimedJob, runner: Runner, leases: LeaseKeeper) -> None:
         running = RunningJob(job)
+        if (lost := self._running.get(job.id)) is not None:
+            lost.stop(StopReason.LOST)  # frozen for longer than its lease, and nobody else was free to take it over
         self._running[job.id] = running
         leases.hold(job)
         task = asyncio.create_task(runner.run(running), name=f"run-{job.id}")
@@ -173,6 +240,7 @@ class Worker(ArqWorker):
                 del self._running[job.id]
                 del self.tasks[job.id]
             self._wake.set()
+            self._freed.set()
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.error("job %s: its end could not be written", job.id, exc_info=error)
 
@@ -221,6 +289,7 @@ class Worker(ArqWorker):
             )
             await catalogue.beat(self.pool, info, list(self._tasks.values()), life=BEAT_LIFE_SECONDS)
             self.ready.set()
+            self._pulse.announced = True
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _sweep(self) -> None:

@@ -14,6 +14,7 @@ from jobstream import keys
 from jobstream.job import JobStatus
 from jobstream.outbox import Batch
 from jobstream.progress import Eta, Progress, percent
+from jobstream.queue import LIVE_SECONDS
 from jobstream.redis import is_unavailable
 from jobstream.scripts import Argument, Script
 from jobstream_workers.claim import ClaimedJob
@@ -24,6 +25,7 @@ _adopt = Script("adopt")
 _emit = Script("emit")
 _finish = Script("finish")
 _release = Script("release")
+_retry = Script("retry")
 
 _EMIT_MAX = 500
 """Entries per call: a script blocks Redis while it runs."""
@@ -47,9 +49,9 @@ class AttemptWriter:
         self._job = job
         self._eta = Eta()
 
-    async def adopt(self, *, task: str, enqueued_ms: int, ttl: float) -> bool:
+    async def adopt(self, *, task: str, enqueued_ms: int, ttl: float, max_attempts: int) -> bool:
         """Complete the record of a job that a stock arq client enqueued. `ttl` in seconds."""
-        return await self._write(_adopt, task, enqueued_ms, round(ttl * 1000))
+        return await self._write(_adopt, task, enqueued_ms, round(ttl * 1000), max_attempts)
 
     async def emit(self, batch: Batch) -> bool:
         """Write progress, log lines and chunks, in the order in which they were said."""
@@ -80,6 +82,14 @@ class AttemptWriter:
         error = msgspec.json.encode(outcome.error) if outcome.error else b""
         keep_ms = round(keep_arq_result * 1000)
         return await self._write(_finish, outcome.status, outcome.result, error, outcome.arq_result, keep_ms)
+
+    async def retry(self, error: dict[str, Any], *, after: float) -> bool:
+        """Let the job wait `after` seconds for its next attempt; `error`: what ended this one.
+
+        False also when the job was told to stop meanwhile.
+        """
+        live_ms = round(LIVE_SECONDS * 1000)
+        return await self._write(_retry, round(after * 1000), msgspec.json.encode(error), self._job.queue, live_ms)
 
     async def release(self) -> bool:
         """Give the job back to its queue at once; the attempt does not count."""

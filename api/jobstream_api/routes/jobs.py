@@ -24,7 +24,7 @@ class JobPage(BaseModel):
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
-    """`GET /jobs`, `GET /jobs/{id}`, `GET /jobs/{id}/status`, `POST /jobs/{id}/cancel`, `DELETE /jobs/{id}`."""
+    """`GET /jobs`; `GET`, `DELETE /jobs/{id}` and its `/status`; `POST` to its `/cancel` and `/retry`."""
 
     @router.get("/jobs", tags=["jobs"], summary="List jobs, newest first", response_model=JobPage)
     async def list_jobs(
@@ -63,6 +63,16 @@ def add_routes(router: APIRouter, service: Service) -> None:
     async def cancel(job_id: str) -> Response:
         outcome = await service.queue.cancel(job_id)
         return job_response(outcome.job, status=200 if outcome.was_done else 202)
+
+    @router.post(
+        "/jobs/{job_id}/retry",
+        tags=["jobs"],
+        summary="Run a failed or cancelled job again, under the same id",
+        status_code=202,
+        response_model=Job,
+    )
+    async def retry(job_id: str) -> Response:
+        return job_response(await service.queue.retry(job_id), status=202)
 
     @router.delete(
         "/jobs/{job_id}",

@@ -48,6 +48,7 @@ class SubmitQuery(BaseModel):
     delay: float = 0.0
     run_at: datetime | None = None
     queue: str | None = None
+    priority: int = 0
     tags: list[str] = []
     timeout: float | None = None
     ttl: float | None = None
@@ -55,9 +56,7 @@ class SubmitQuery(BaseModel):
     def options(self) -> SubmitOptions:
         """As the queue takes them; tags may be repeated or separated by commas."""
         tags = [tag.strip() for text in self.tags for tag in text.split(",") if tag.strip()]
-        return SubmitOptions(
-            delay=self.delay, run_at=self.run_at, queue=self.queue, tags=tags, timeout=self.timeout, ttl=self.ttl
-        )
+        return SubmitOptions(**(self.model_dump() | {"tags": tags}))
 
 
 def add_routes(router: APIRouter, service: Service) -> None:

@@ -1,0 +1,23 @@
+-- Run a failed or cancelled job again: the same id, attempts counted on.
+-- KEYS  1 the queue's zset
+-- ARGV  1 id   2 queue's name   3 how long it may wait (ms)
+-- Returns {} when there is no record, {'again', record}, or {its status, record} when it is in no state to be run again
+-- ('lost': its payload is gone).
+local id, record = ARGV[1], RECORD .. ARGV[1]
+local old = redis.call('HMGET', record, 'status', 'payload', 'attempt')
+if not old[1] then return {} end
+if old[1] ~= 'failed' and old[1] ~= 'cancelled' then return {old[1], redis.call('HGETALL', record)} end
+if not old[2] then return {'lost', redis.call('HGETALL', record)} end
+local now = now_ms()
+redis.call('SET', ARQ_JOB .. id, old[2], 'PX', ARGV[3])
+redis.call('SET', ARQ_RETRY .. id, old[3] or 0, 'PX', ARGV[3])
+redis.call('DEL', ARQ_RESULT .. id)
+redis.call('ZREM', ARQ_ABORT, id) -- stock arq marks jobs that have ended, too
+redis.call('HSET', record, 'spent', old[3] or 0)
+redis.call('HDEL', record, 'payload', 'error', 'result', 'finished_at', 'expires_at', 'started_at', 'worker', 'progress',
+  'crashes')
+redis.call('ZADD', KEYS[1], whole(score(now, redis.call('HGET', record, 'priority'))), id)
+set_status(id, 'queued', now)
+keep_until(id, now + tonumber(ARGV[3]))
+redis.call('PUBLISH', WAKE .. ARGV[2], id)
+return {'again', redis.call('HGETALL', record)}

@@ -1,0 +1,124 @@
+"""Redis restarts, goes away, freezes, forgets scripts, cuts connections, is full: work goes on, once, nothing grows."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from jobstream.embedded import ServerProgram
+from tests.chaos.load import Kind, Load
+from tests.chaos.rig import Rig
+
+AWAY_SECONDS = 10.0
+GROWTH_BYTES = 12 * 1024**2
+"""What a process may come to hold in the second half of an outage. Five jobs say four times as much in that time."""
+
+Trouble = Callable[[Rig], Awaitable[None]]
+
+
+@pytest.fixture
+async def rig(server_program: ServerProgram, tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(server_program, tmp_path)
+    try:
+        await rig.start(workers=2)
+        yield rig
+    finally:
+        await asyncio.to_thread(rig.close)
+
+
+async def restarted(rig: Rig) -> None:
+    """As an operator does it."""
+    await asyncio.to_thread(rig.redis.signal, signal.SIGTERM)
+    await asyncio.to_thread(rig.redis.start)
+
+
+async def killed(rig: Rig) -> None:
+    """And started again at once."""
+    await asyncio.to_thread(rig.redis.signal, signal.SIGKILL)
+    await asyncio.to_thread(rig.redis.start)
+
+
+async def frozen(rig: Rig) -> None:
+    """A server that accepts connections and says nothing; what it was sent it does afterwards."""
+    rig.redis.signal(signal.SIGSTOP)
+    await asyncio.sleep(AWAY_SECONDS)
+    rig.redis.signal(signal.SIGCONT)
+
+
+async def scripts_flushed(rig: Rig) -> None:
+    """Five times."""
+    with rig.redis.client() as client:
+        for _ in range(5):
+            client.script_flush()
+            await asyncio.sleep(0.2)
+
+
+async def clients_killed(rig: Rig) -> None:
+    """Every connection, five times."""
+    with rig.redis.client() as client:
+        for _ in range(5):
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(_type=kind, skipme=True)
+            await asyncio.sleep(0.2)
+
+
+async def full(rig: Rig) -> None:
+    """For longer than a lease, `maxmemory` is less than what is stored."""
+    with rig.redis.client() as client:
+        client.config_set("maxmemory", "100kb")
+        await asyncio.sleep(5)
+        client.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize(
+    "trouble", [restarted, killed, frozen, scripts_flushed, clients_killed, full], ids=lambda way: way.__name__
+)
+async def test_each_job_ends_once_and_no_process_is_lost(rig: Rig, trouble: Trouble, chaos_seed: int) -> None:
+    """Nobody's worker died, so nothing is run twice either."""
+    async with rig.load() as load:
+        for length in (1.0, 3.0, AWAY_SECONDS + 4 if trouble is frozen else 3.0):
+            await load.submit(Kind("talking", data={"seconds": length}))
+        async with load.flowing(random.Random(chaos_seed)):
+            await asyncio.sleep(0.5)
+            await trouble(rig)
+            await asyncio.sleep(0.5)
+        await ended_once(rig, load)
+
+
+async def test_memory_stays_bounded_while_redis_is_away(rig: Rig, chaos_seed: int) -> None:
+    """Jobs that chatter on into the void, clients that knock all the time: after a while, nothing more is kept."""
+    seconds = AWAY_SECONDS + 4
+    chatter = Kind("chatter", data={"seconds": seconds, "lines": 50}, runs=0)  # its log is too long for the books
+
+    def resident() -> list[int]:
+        return [process.resident_bytes() for process in (*rig.workers, rig.api)]
+
+    async with rig.load() as load:
+        for kind in [chatter] * 10 + [Kind("talking", data={"seconds": seconds})]:
+            await load.submit(kind)
+        async with load.flowing(random.Random(chaos_seed)):
+            await asyncio.sleep(1)
+            await asyncio.to_thread(rig.redis.signal, signal.SIGKILL)
+            await asyncio.sleep(AWAY_SECONDS / 2)
+            before = resident()
+            await asyncio.sleep(AWAY_SECONDS / 2)
+            growth = [now - then for now, then in zip(resident(), before, strict=True)]
+            await asyncio.to_thread(rig.redis.start)
+        assert max(growth) < GROWTH_BYTES, growth
+        await ended_once(rig, load)
+
+
+async def ended_once(rig: Rig, load: Load) -> None:
+    """Every job ended as its kind does, its function ran as often as it should, and no process was lost."""
+    accounts = await rig.balanced(load.accepted)
+    assert all(process.alive for process in (*rig.workers, rig.api))
+    runs = rig.runs()
+    for job_id, kind in load.accepted.items():
+        assert accounts[job_id].status is kind.status, str(accounts[job_id])
+        least = 0 if kind.cancelled else min(kind.runs, 1)
+        assert least <= runs[job_id] <= kind.runs, str(accounts[job_id])
