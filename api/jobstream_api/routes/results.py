@@ -85,11 +85,11 @@ def add_routes(router: APIRouter, service: Service) -> None:
                 key=f"{task}:{key}" if key else "",
                 fingerprint=_fingerprint(request, data, validator) if key else "",
             )
-        except Exception as error:
-            if is_unavailable(error):  # it may have been stored, and need its files
-                service.uploads_in_doubt.add(job_id)
-            else:
+        except BaseException as error:
+            if isinstance(error, Exception) and not is_unavailable(error):
                 service.files.remove(job_id)
+            else:  # cut off, or Redis did not answer: it may have been stored, and need its files
+                service.uploads_in_doubt.add(job_id)
             raise
         if replayed:
             service.files.remove(job_id)
