@@ -52,27 +52,30 @@ async def _run(options: argparse.Namespace) -> None:
     entries = [SYSTEMS[name] for name in options.systems]
     pythons = {entry.name: python_of(entry) for entry in entries}
     results = Results(
-        rounds=options.rounds,
         systems={entry.name: {"about": entry.about, "versions": versions(entry)} for entry in entries},
         machine=machine.describe(),
     )
-    results.warnings += filter(None, [machine.load_warning()])
-    for warning in results.warnings:
+    if (warning := machine.load_warning()) is not None:
         print(f"warning: {warning}", file=sys.stderr)
     plan = list(_plan(options))
     progress = _Progress(options.rounds * len(plan) * len(entries))
-    with server(options.aof) as redis_server:
-        results.redis = f"{redis_server.version}, Unix socket, append-only file: {options.aof}"
-        for number in range(options.rounds):
-            for step in plan:
-                for entry in _turned(entries, number):
-                    progress.show(f"round {number + 1} of {options.rounds}: {step.title}, {entry.name}")
-                    lab = Lab(redis_server, entry, pythons[entry.name])
-                    results.add(step.title, entry.name, await _undisturbed(step, lab, options.retry_above))
-    progress.end()
-    print(report.text(results))
-    if options.json is not None:
-        options.json.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
+    try:
+        with server(options.aof) as redis_server:
+            results.redis = f"{redis_server.version}, Unix socket, append-only file: {options.aof}"
+            for number in range(options.rounds):
+                measured = []
+                for step in plan:
+                    for entry in _turned(entries, number):
+                        progress.show(f"round {number + 1} of {options.rounds}: {step.title}, {entry.name}")
+                        lab = Lab(redis_server, entry, pythons[entry.name])
+                        measured.append((step.title, entry, await _undisturbed(step, lab, options.retry_above)))
+                results.add_round(measured)
+    finally:
+        progress.end()
+        if results.rounds:  # also of a run that was stopped: whole rounds are worth showing
+            print(report.text(results), flush=True)
+            if options.json is not None:
+                options.json.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
 
 
 async def _undisturbed(step: Step, lab: Lab, limit: float) -> Measured:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from benchmarks.machine import BUSY_SHARE
 from benchmarks.measure import Measured
+from benchmarks.systems import Entry
 
 
 @dataclass
 class Results:
     """All that was measured: step → system → one entry per round."""
 
-    rounds: int
     systems: dict[str, dict[str, Any]]
     machine: list[str]
     redis: str = ""
-    warnings: list[str] = field(default_factory=list)
+    rounds: int = 0
     steps: dict[str, dict[str, list[Measured]]] = field(default_factory=dict)
 
-    def add(self, step: str, system: str, measured: Measured) -> None:
-        """Note one run."""
-        self.steps.setdefault(step, {}).setdefault(system, []).append(measured)
+    def add_round(self, round_: Iterable[tuple[str, Entry, Measured]]) -> None:
+        """Note all that was measured in a round."""
+        self.rounds += 1
+        for step, entry, measured in round_:
+            self.steps.setdefault(step, {name: [] for name in self.systems})[entry.name].append(measured)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, run by run."""
@@ -39,7 +41,6 @@ class Results:
         return {
             "machine": self.machine,
             "redis": self.redis,
-            "warnings": self.warnings,
             "rounds": self.rounds,
             "systems": self.systems,
             "steps": steps,
@@ -60,7 +61,6 @@ def text(results: Results) -> str:
         *results.machine,
         f"while it ran, others used {median(shares):.0%} of the CPU in the median run, {max(shares):.0%} in the worst",
         results.redis,
-        *(f"WARNING: {warning}" for warning in results.warnings),
     ]
     if median(shares) > BUSY_SHARE:
         parts.append("WARNING: the machine was busy: compare ratios, not rates")
