@@ -11,8 +11,11 @@ import msgspec
 ITEMS_KEPT = 1_000
 """The latest names kept in `Progress.items`; the record is rewritten with each update and must stay small."""
 
-RATE_MEMORY_SECONDS = 5.0
-"""Time constant of the moving average behind `eta_s`."""
+MEMORY_SECONDS = 5.0
+"""The shortest time constant of the moving average behind `eta_s`."""
+
+SETTLE_SECONDS = 0.5
+"""What a job does in its first moment says nothing about its rate."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -35,12 +38,19 @@ def percent(current: float | None, total: float | None) -> float | None:
 
 
 class Eta:
-    """Seconds left, from an exponentially weighted moving average of the rate (time constant 5 s)."""
+    """Seconds left, from an exponentially weighted moving average of the rate.
+
+    The average remembers about as long as the job has run: to see as far ahead as the other half of a job, one has to
+    look as far back. Work counts as spread evenly over the time since the reading before, so that neither seldom
+    readings nor bursts of them weigh more than the time they stand for.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._begun = 0.0
         self._last: tuple[float, float] | None = None
-        self._rate: float | None = None
+        self._work = self._time = 0.0
+        """Weighted sums; their quotient is the rate."""
 
     def update(self, current: float | None, total: float | None) -> float | None:
         """Take one reading; give the seconds left, or None while nothing can be said."""
@@ -48,14 +58,16 @@ class Eta:
             return None
         now = self._clock()
         if self._last is None or current < self._last[1]:  # the first reading, or progress that began anew
-            self._last, self._rate = (now, current), None
+            self._begun, self._last, self._work, self._time = now, (now, current), 0.0, 0.0
             return None
         elapsed = now - self._last[0]
         if elapsed > 0 and current > self._last[1]:
-            rate = (current - self._last[1]) / elapsed
-            weight = 1 - math.exp(-elapsed / RATE_MEMORY_SECONDS)
-            self._rate = rate if self._rate is None else self._rate + weight * (rate - self._rate)
+            memory = max(now - self._begun, MEMORY_SECONDS)
+            kept = math.exp(-elapsed / memory)
+            weight = (1 - kept) * memory / elapsed  # the mean over the time that this reading stands for
+            self._work = self._work * kept + (current - self._last[1]) * weight
+            self._time = self._time * kept + elapsed * weight
             self._last = (now, current)
-        if not self._rate or not total or total < current:
+        if now - self._begun < SETTLE_SECONDS or not self._work or not total or total < current:
             return None
-        return round((total - current) / self._rate, 1)
+        return round((total - current) * self._time / self._work, 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -305,6 +307,75 @@ def test_the_time_left_follows_from_the_rate() -> None:
     assert eta.update(10, 100) == 9.0
     clock.now = 2.0
     assert eta.update(20, 100) == 8.0
+
+
+def _evenly(readings: int, seconds: float) -> list[tuple[float, int]]:
+    return [(seconds * number / readings, number) for number in range(readings + 1)]
+
+
+def _in_bursts(bursts: int, seconds: float, *, of: int = 10, apart: float = 1e-4) -> list[tuple[float, int]]:
+    times = [seconds * (burst + 1) / bursts + apart * number for burst in range(bursts) for number in range(of)]
+    return [(0.0, 0), *((time, number) for number, time in enumerate(times, start=1))]
+
+
+def _irregularly(readings: int, seconds: float) -> list[tuple[float, int]]:
+    """A steady job that says so whenever it comes to it: the same work in the same time."""
+    chance = random.Random(7)
+    times = sorted(chance.uniform(0, seconds) for _ in range(readings))
+    return [(0.0, 0), *((time, round(1e6 * time / seconds)) for time in times), (seconds, 1_000_000)]
+
+
+@pytest.mark.parametrize("seconds", [10.0, 60.0, 600.0, 36_000.0])
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param(partial(_evenly, 1_000), id="often"),
+        pytest.param(partial(_evenly, 4), id="four-times-in-all"),
+        pytest.param(partial(_in_bursts, 40), id="in-bursts"),
+        pytest.param(partial(_in_bursts, 40, apart=0.002), id="in-longer-bursts"),
+        pytest.param(partial(_irregularly, 50), id="irregularly"),
+    ],
+)
+def test_behind_half_of_a_steady_job_the_time_left_is_right_within_a_fifth(
+    job: Callable[[float], list[tuple[float, int]]], seconds: float
+) -> None:
+    clock = Clock()
+    eta = Eta(clock)
+    readings = job(seconds)
+    end, total = readings[-1]
+    looked_at = 0
+    for clock.now, current in readings:
+        left = eta.update(current, total)
+        if end / 2 <= clock.now <= end * 0.75:
+            assert left is not None
+            # To a tenth of a second, as it is told; and in a burst the job is ahead of itself by up to a burst.
+            assert left == pytest.approx(end - clock.now, rel=0.2, abs=0.06)
+            looked_at += 1
+    assert looked_at
+
+
+def test_the_first_moment_of_a_job_says_nothing() -> None:
+    clock = Clock()
+    eta = Eta(clock)
+    for number in range(10):  # all at once, as when a list is begun
+        clock.now = number * 1e-4
+        assert eta.update(number, 1_000) is None
+    clock.now = 10.0
+    left = eta.update(20, 1_000)
+    assert left is not None
+    assert 980 / 2 < left < 980 / 1  # 20 in ten seconds, the half of them before the first
+
+
+def test_a_job_that_slows_down_is_believed_in_time() -> None:
+    clock = Clock()
+    eta = Eta(clock)
+    left = None
+    for clock.now in map(float, range(61)):
+        left = eta.update(clock.now * 10, 2_000)
+    for clock.now in map(float, range(61, 181)):  # from here on a tenth as fast
+        left = eta.update(600 + (clock.now - 60), 2_000)
+    assert left is not None
+    assert left > (2_000 - 720) / 4  # of the true rate of 1, and 10 before
 
 
 def test_a_changing_rate_is_smoothed() -> None:
