@@ -26,9 +26,9 @@ RECORD: Final = "jobstream:job:"
 LOG: Final = "jobstream:log:"
 """list, the job's durable events as in `EVENTS`; capped; lives as long as the record."""
 TOMBSTONE: Final = "jobstream:gone:"
-"""string, says that a job was purged; 24 h."""
+"""string, says that a job was purged, by `=` and its owner (`1`: it had none); 24 h."""
 IDEMPOTENCY: Final = "jobstream:idempotency:"
-"""hash print, id: which job an Idempotency-Key of a task stands for; 24 h."""
+"""hash print, id: which job an Idempotency-Key of an owner's and a task's stands for; 24 h."""
 EVENTS: Final = "jobstream:events:"
 """channel, one message per event of a job: `<version> <kind> <ms> <data>`."""
 
@@ -40,8 +40,10 @@ INDEX_TASK: Final = "jobstream:jobs:task:"
 """zset per task, as `INDEX`."""
 INDEX_TAG: Final = "jobstream:jobs:tag:"
 """zset per tag, as `INDEX`."""
+INDEX_OWNER: Final = "jobstream:jobs:owner:"
+"""zset per owner, as `INDEX`; jobs without an owner are in none."""
 EXPIRY: Final = "jobstream:expiry"
-"""zset `id task tag tag…` → ms when the record expires; the sweep takes what is due out of every index."""
+"""zset `id task tag tag… =owner` → ms when the record expires; the sweep takes what is due out of every index."""
 
 WAKE: Final = "jobstream:wake:"
 """channel per queue: a job is waiting."""
@@ -137,8 +139,16 @@ def worker(worker_id: str) -> str:
     return WORKER + worker_id
 
 
-def index(*, status: str | None = None, task: str | None = None, tag: str | None = None) -> str:
-    """The zset to page through for a filter: by status, by task, by tag, or all."""
+def index(
+    *, status: str | None = None, task: str | None = None, tag: str | None = None, owner: str | None = None
+) -> str:
+    """The zset to page through for a filter: by owner, by status, by task, by tag, or all.
+
+    The owner's comes first: a page that looks at others' jobs would say by its length, its time and its cursor that
+    they are there.
+    """
+    if owner is not None:
+        return INDEX_OWNER + owner
     if status is not None:
         return INDEX_STATUS + status
     if task is not None:

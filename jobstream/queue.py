@@ -39,6 +39,8 @@ MAX_SECONDS = 366 * 86_400.0
 TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
 TAGS_MAX = 20
 PRIORITY_MAX = 100
+OWNER = re.compile(r"[!-~]{1,128}\Z")
+"""A tenant's name: visible ASCII."""
 
 ALL_JOBS = JobFilter()
 
@@ -98,6 +100,8 @@ class Outcome:
 class Queue:
     """Jobs in Redis, seen from whoever wants work done. Holds a client; owns nothing else.
 
+    `owner`: the tenant that a job belongs to. Who gives one sees and touches the jobs of that owner only; those of
+    others are answered for as if there were none. None sees all.
     Errors of Redis pass through: `jobstream.redis.is_unavailable` tells which of them will pass.
     """
 
@@ -152,11 +156,13 @@ class Queue:
     ) -> tuple[Job, bool]:
         """`submit` under an idempotency key: the job, and whether it is that of an earlier request.
 
-        `key`: unique per caller and task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours.
+        `key`: unique per owner and task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours.
         Raises IdempotencyMismatch when the key stands for a request with another fingerprint.
         """
         options = options or SubmitOptions()
         options.check()
+        if owner is not None and not OWNER.match(owner):
+            raise InvalidParameter("owner is 1 to 128 visible ASCII characters, without spaces")
         queue = options.queue or default_queue
         fields: dict[str, str | float | int] = {
             "max_attempts": max_attempts,
@@ -180,7 +186,8 @@ class Queue:
             round(LIVE_SECONDS * 1000),
             tags,
         ]
-        after: list[Argument] = [key, fingerprint, *(part for pair in fields.items() for part in pair)]
+        scoped = f"{owner or ''} {key}" if key else ""
+        after: list[Argument] = [scoped, fingerprint, *(part for pair in fields.items() for part in pair)]
         for _ in range(2):  # the second time with a clock that was set by the first
             verdict, *rest = await _submit(
                 self.client, key_names=[keys.queue(queue)], args=[*before, self._clock.deadline(), *after]
@@ -200,12 +207,17 @@ class Queue:
             return self._job({name.encode(): str(value).encode() for name, value in stored.items()}), False
         raise RedisUnavailable("Redis answered too late")
 
-    async def get(self, job_id: str) -> Job:
+    async def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """The job. Raises JobNotFound, or JobGone within a day after it was purged."""
         record = await store.read_record(self.client, job_id)
-        if record is None:
-            raise await self._missing(job_id)
+        if record is None or not store.is_visible(record.get(b"owner"), owner):
+            raise await self._missing(job_id, owner)
         return self._job(record)
+
+    async def check_visible(self, job_id: str, *, owner: str | None) -> None:
+        """Raises JobNotFound or JobGone for a job that is not the owner's; without an owner it does not look."""
+        if owner is not None:
+            await self._queue_of(job_id, owner)
 
     async def list(
         self, wanted: JobFilter = ALL_JOBS, *, limit: int = 50, cursor: str | None = None
@@ -214,23 +226,23 @@ class Queue:
         page = await store.list_records(self.client, wanted, limit=limit, cursor=cursor)
         return [self._job(record) for record in page.records], page.next_cursor
 
-    async def cancel(self, job_id: str) -> Outcome:
+    async def cancel(self, job_id: str, *, owner: str | None = None) -> Outcome:
         """Stop the job: one that waits is cancelled at once, one that runs is told so. Raises JobNotFound, JobGone."""
-        return await self._stop(job_id, purge=False)
+        return await self._stop(job_id, owner, purge=False)
 
-    async def purge(self, job_id: str) -> Outcome:
+    async def purge(self, job_id: str, *, owner: str | None = None) -> Outcome:
         """Stop the job and remove its record (a running one: when it has stopped). Raises JobNotFound, JobGone."""
-        return await self._stop(job_id, purge=True)
+        return await self._stop(job_id, owner, purge=True)
 
-    async def retry(self, job_id: str) -> Job:
+    async def retry(self, job_id: str, *, owner: str | None = None) -> Job:
         """Run a failed or cancelled job again: the same id, attempts counted on. Raises JobNotFound, JobGone,
         JobConflict."""
-        queue = await self._queue_of(job_id)
+        queue = await self._queue_of(job_id, owner)
         answer = await _rerun(
             self.client, key_names=[keys.queue(queue)], args=[job_id, queue, round(LIVE_SECONDS * 1000)]
         )
         if not answer:
-            raise await self._missing(job_id)
+            raise await self._missing(job_id, owner)
         verdict, stored = answer
         if verdict == b"lost":
             raise JobConflict(f"Job {job_id} cannot be run again: its input was not kept")
@@ -238,24 +250,27 @@ class Queue:
             raise JobConflict(f"Job {job_id} is {verdict.decode()}; only a failed or cancelled one is run again")
         return self._job(pairs(stored))
 
-    async def _queue_of(self, job_id: str) -> str:
-        queue = await cast("Awaitable[bytes | None]", self.client.hget(keys.record(job_id), "queue"))
-        if queue is None:
-            raise await self._missing(job_id)
+    async def _queue_of(self, job_id: str, owner: str | None) -> str:
+        """Also the check that the job is the owner's: an id is never given to another owner's job later."""
+        queue, stored = await cast(
+            "Awaitable[list[bytes | None]]", self.client.hmget(keys.record(job_id), ["queue", "owner"])
+        )
+        if queue is None or not store.is_visible(stored, owner):
+            raise await self._missing(job_id, owner)
         return queue.decode()
 
-    async def _stop(self, job_id: str, *, purge: bool) -> Outcome:
-        queue = await self._queue_of(job_id)
+    async def _stop(self, job_id: str, owner: str | None, *, purge: bool) -> Outcome:
+        queue = await self._queue_of(job_id, owner)
         answer = await _cancel(
             self.client, key_names=[keys.queue(queue)], args=[job_id, "1" if purge else "", CANCELLED]
         )
         if not answer:
-            raise await self._missing(job_id)
+            raise await self._missing(job_id, owner)
         verdict, stored = answer
         return Outcome(job=self._job(pairs(stored)), stopping=verdict == b"cancelling", was_done=verdict == b"done")
 
-    async def _missing(self, job_id: str) -> JobNotFound | JobGone:
-        if await store.was_purged(self.client, job_id):
+    async def _missing(self, job_id: str, owner: str | None) -> JobNotFound | JobGone:
+        if await store.was_purged(self.client, job_id, owner=owner):
             return JobGone(f"Job {job_id} was purged")
         return JobNotFound(f"There is no job {job_id[:64]!r}")
 

@@ -30,6 +30,7 @@ class JobFilter(NamedTuple):
     status: str | None = None
     task: str | None = None
     tag: str | None = None
+    owner: str | None = None
 
     def admits(self, record: Record) -> bool:
         """True when the record matches every part that is set."""
@@ -37,7 +38,13 @@ class JobFilter(NamedTuple):
             (self.status is None or record[b"status"] == self.status.encode())
             and (self.task is None or record.get(b"task") == self.task.encode())
             and (self.tag is None or self.tag.encode() in record.get(b"tags", b"").split())
+            and is_visible(record.get(b"owner"), self.owner)
         )
+
+
+def is_visible(stored: bytes | None, owner: str | None) -> bool:
+    """True when who asks for `owner` may see a job whose record says `stored`. None asks for the jobs of all."""
+    return owner is None or stored == owner.encode()
 
 
 class Page(NamedTuple):
@@ -53,15 +60,16 @@ async def read_record(client: Redis, job_id: str) -> Record | None:
     return record if b"status" in record else None
 
 
-async def was_purged(client: Redis, job_id: str) -> bool:
-    """True within a day after the job was purged."""
-    return bool(await client.exists(keys.tombstone(job_id)))
+async def was_purged(client: Redis, job_id: str, *, owner: str | None = None) -> bool:
+    """True within a day after the job was purged, for those who saw it: its `owner`, or None for everybody."""
+    stored: bytes | None = await client.get(keys.tombstone(job_id))
+    return stored is not None and (owner is None or stored == b"=" + owner.encode())
 
 
 async def list_records(client: Redis, wanted: JobFilter, *, limit: int, cursor: str | None = None) -> Page:
     """One page of records, newest first. Raises InvalidParameter for a cursor that this function did not make."""
     limit = min(max(limit, 1), PAGE_MAX)
-    index = keys.index(status=wanted.status, task=wanted.task, tag=wanted.tag)
+    index = keys.index(status=wanted.status, task=wanted.task, tag=wanted.tag, owner=wanted.owner)
     position = _decode_cursor(cursor) if cursor else None
     found: list[Record] = []
     scanned = 0

@@ -52,16 +52,17 @@ local function set_status(id, status, now, more)
   say(id, 'status', status_data(status, old[3], more), now)
 end
 
--- What the sweep must know when the record itself has expired: `id task tag tag…`.
-local function expiry_member(id, task, tags)
+-- What the sweep must know when the record itself has expired: `id task tag tag… =owner`. No tag begins with `=`.
+local function expiry_member(id, task, tags, owner)
   local member = id .. ' ' .. (task or '')
   if tags and tags ~= '' then member = member .. ' ' .. tags end
+  if owner then member = member .. ' =' .. owner end
   return member
 end
 
 local function stored_expiry_member(id)
-  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags')
-  return expiry_member(id, record[1], record[2])
+  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags', 'owner')
+  return expiry_member(id, record[1], record[2], record[3])
 end
 
 local function keep_until(id, deadline, member)
@@ -74,7 +75,11 @@ local function leave_indexes(id, member)
   redis.call('ZREM', INDEX, id)
   local position = 0
   for word in string.gmatch(string.sub(member, #id + 2), '[^ ]+') do
-    redis.call('ZREM', (position == 0 and INDEX_TASK or INDEX_TAG) .. word, id)
+    if position > 0 and string.sub(word, 1, 1) == '=' then
+      redis.call('ZREM', INDEX_OWNER .. string.sub(word, 2), id)
+    else
+      redis.call('ZREM', (position == 0 and INDEX_TASK or INDEX_TAG) .. word, id)
+    end
     position = position + 1
   end
   for _, status in ipairs({'scheduled', 'queued', 'running', 'retrying', 'cancelling', 'succeeded', 'failed', 'cancelled'}) do
@@ -83,11 +88,12 @@ local function leave_indexes(id, member)
   redis.call('ZREM', EXPIRY, member)
 end
 
--- Remove all that the job owns; a tombstone says for a day that it was there.
+-- Remove all that the job owns; a tombstone says for a day that it was there, to those who were allowed to see it.
 local function forget(id)
+  local owner = redis.call('HGET', RECORD .. id, 'owner')
   leave_indexes(id, stored_expiry_member(id))
   redis.call('DEL', RECORD .. id, LOG .. id, ARQ_JOB .. id, ARQ_RESULT .. id, ARQ_RETRY .. id, ARQ_IN_PROGRESS .. id)
-  redis.call('SET', TOMBSTONE .. id, '1', 'PX', 86400000)
+  redis.call('SET', TOMBSTONE .. id, owner and '=' .. owner or '1', 'PX', 86400000)
 end
 
 local function queue_key(name)
@@ -119,7 +125,8 @@ end
 -- The end of a job: record, indexes, arq's keys and the last event together. More fields of the record may follow.
 local function finish(id, queue, status, now, ...)
   local record = RECORD .. id
-  local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error')
+  local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error',
+    'owner')
   local deadline = now + tonumber(old[3] or 86400000)
   local version = (tonumber(old[7]) or 0) + 1
   redis.call('HSET', record, 'status', status, 'version', version, 'finished_at', whole(now), 'expires_at', whole(deadline), ...)
@@ -136,7 +143,7 @@ local function finish(id, queue, status, now, ...)
   redis.call('ZREM', ARQ_ABORT, id)
   leave_running(id, old[5])
   tell(id, version, 'done', status, now)
-  if old[4] then forget(id) else keep_until(id, deadline, expiry_member(id, old[5], old[6])) end
+  if old[4] then forget(id) else keep_until(id, deadline, expiry_member(id, old[5], old[6], old[10])) end
 end
 
 -- True when the attempt that speaks still holds the job: the fence before every write of an attempt. A lease that ran

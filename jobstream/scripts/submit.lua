@@ -28,9 +28,10 @@ local due = math.max(now + tonumber(ARGV[5]), tonumber(ARGV[6]))
 local status = due > now and 'scheduled' or 'queued'
 redis.call('HSET', record, 'id', id, 'task', task, 'queue', queue_name, 'status', status, 'version', 1, 'attempt', 0,
   'created_at', whole(now), 'tags', ARGV[8], unpack(ARGV, 12))
-local priority = 0
+local priority, owner = 0, nil
 for at = 12, #ARGV, 2 do
   if ARGV[at] == 'priority' then priority = tonumber(ARGV[at + 1]) end
+  if ARGV[at] == 'owner' then owner = ARGV[at + 1] end
 end
 if due > now then
   redis.call('HSET', record, 'run_at', whole(due))
@@ -45,7 +46,8 @@ move(id, nil, status, whole(now))
 redis.call('ZADD', INDEX, whole(now), id)
 redis.call('ZADD', INDEX_TASK .. task, whole(now), id)
 for tag in string.gmatch(ARGV[8], '[^ ]+') do redis.call('ZADD', INDEX_TAG .. tag, whole(now), id) end
+if owner then redis.call('ZADD', INDEX_OWNER .. owner, whole(now), id) end
 tell(id, 1, 'status', status_data(status, 0), now)
-keep_until(id, now + wait, expiry_member(id, task, ARGV[8]))
+keep_until(id, now + wait, expiry_member(id, task, ARGV[8], owner))
 redis.call('PUBLISH', WAKE .. queue_name, id)
 return {'stored', now, due}
