@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
-from typing import Generic, Literal, TypeVar, overload
+from collections.abc import AsyncIterable, Iterable, Sized
+from typing import Literal, TypeVar, overload
 
 import msgspec
 from pydantic import BaseModel
 
 from jobstream.errors import JobCancelled
 from jobstream.files import FileStore
-from jobstream.outbox import Outbox, plain_number
+from jobstream.gauge import AsyncTracked, Gauge, Tracked, plain_number
+from jobstream.outbox import Outbox
 from jobstream.progress import ITEMS_KEPT
 
 T = TypeVar("T")
@@ -21,7 +22,7 @@ LOG_LINE_BYTES = 16_384
 """A longer log line is cut: a stream of megabyte lines is a file, not a log."""
 
 
-class JobContext:
+class JobContext(Gauge):
     """The job a task is running for.
 
     Handed to the task by the runner; tasks only name it as a parameter's type. Nothing here blocks or needs `await`:
@@ -51,7 +52,9 @@ class JobContext:
         """How many tries the task's policy allows."""
         self.files = files
         """Opens the uploaded files that the input names."""
+        super().__init__()
         self._outbox = outbox
+        outbox.gauge = self
         self._cancelled = cancelled or threading.Event()
 
     @property
@@ -64,28 +67,12 @@ class JobContext:
         if self._cancelled.is_set():
             raise JobCancelled(self.id)
 
-    def progress(
-        self,
-        current: float | None = None,
-        total: float | None = None,
-        message: str | None = None,
-        *,
-        items: Iterable[str] | None = None,
+    def _say(
+        self, current: float | None, total: float | None, message: str | None, items: Iterable[str] | None
     ) -> None:
-        """Say how far the work has come.
-
-        What is left out (None) stays as it was. `items` names what has been processed so far, all of it; the latest
-        1,000 names are kept. Raises `JobCancelled` when the job was told to stop.
-        """
-        outbox = self._outbox
-        same_total = total is None or total == outbox.total
-        if outbox.quick and same_total and current is not None and message is None and items is None:
-            outbox.current = current
-            if outbox.quick:  # still: whoever takes the state sees what was written
-                return
         if self._cancelled.is_set():
             raise JobCancelled(self.id)
-        outbox.set_progress(
+        self._outbox.set_progress(
             None if current is None else plain_number(current),
             None if total is None else plain_number(total),
             None if message is None else _cut(text(message)),
@@ -116,38 +103,6 @@ class JobContext:
         if isinstance(items, AsyncIterable):
             return AsyncTracked(self, items, total, message)
         return Tracked(self, items, total, message)
-
-
-class Tracked(Generic[T]):
-    """An iterable whose steps are the job's progress."""
-
-    def __init__(self, job: JobContext, items: Iterable[T], total: float | None, message: str | None) -> None:
-        self._job, self._items, self._total, self._message = job, items, total, message
-
-    def __iter__(self) -> Iterator[T]:
-        job, outbox = self._job, self._job._outbox
-        job.progress(0, self._total, self._message)
-        for done, item in enumerate(self._items, start=1):
-            yield item
-            outbox.current = done
-            if not outbox.quick:
-                job.progress(done)
-
-
-class AsyncTracked(Generic[T]):
-    """An async iterable whose steps are the job's progress."""
-
-    def __init__(self, job: JobContext, items: AsyncIterable[T], total: float | None, message: str | None) -> None:
-        self._job, self._items, self._total, self._message = job, items, total, message
-
-    async def __aiter__(self) -> AsyncIterator[T]:
-        job = self._job
-        job.progress(0, self._total, self._message)
-        done = 0
-        async for item in self._items:
-            yield item
-            done += 1
-            job.progress(done)
 
 
 def text(value: object) -> str:

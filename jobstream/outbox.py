@@ -5,22 +5,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from numbers import Integral
 from typing import Literal, NamedTuple
+
+from jobstream import gauge
+from jobstream.gauge import Gauge, ProgressState
 
 EntryKind = Literal["log", "chunk"]
 
 LOGS_WAITING = 10_000
 """Log lines that may wait for Redis; beyond, the oldest give way and are counted (memory stays bounded)."""
-
-
-class ProgressState(NamedTuple):
-    """The latest that `JobContext.progress` was told."""
-
-    current: float | int | None = None
-    total: float | int | None = None
-    message: str | None = None
-    items: tuple[str, ...] = ()
 
 
 class Entry(NamedTuple):
@@ -48,14 +41,8 @@ class Outbox:
     def __init__(self, notify: Callable[[], None]) -> None:
         self._notify = notify
         self._lock = threading.Lock()
-        self.current: object = None
-        """`ProgressState.current`. Write it, then look at `quick`: when that is set, the write will be taken."""
-        self.quick = False
-        """Progress waits to be taken: until it is, writing `current` is all there is to do."""
-        self.total: float | int | None = None
-        self._message: str | None = None
-        self._items: tuple[str, ...] = ()
-        self._moved = False
+        self.gauge = Gauge()
+        """The progress. Running code has one of its own, its `JobContext`, and puts it here."""
         self._entries: deque[Entry] = deque()
         self._logs_waiting = 0
         self._dropped = 0
@@ -70,21 +57,13 @@ class Outbox:
     ) -> None:
         """Change the state; what is None stays as it was."""
         with self._lock:
-            if current is not None:
-                self.current = current
-            if total is not None:
-                self.total = total
-            if message is not None:
-                self._message = message
-            if items is not None:
-                self._items = items
-            self._moved = self.quick = True
+            gauge.move(self.gauge, current, total, message, items)
         if not self._told:
             self._tell()
 
     def interrupt(self) -> None:
         """Make the next `JobContext.progress` look up: the job is to stop."""
-        self.quick = False
+        gauge.interrupt(self.gauge)
 
     def add(self, kind: EntryKind, data: bytes) -> None:
         """Append a log line or a chunk."""
@@ -115,28 +94,12 @@ class Outbox:
         """All that waits; after it the next word notifies again."""
         with self._lock:
             # Cleared first: a word said while we read notifies once too often, never once too few.
-            self._told = self.quick = False
-            moved, self._moved = self._moved, False
-            progress = self.state if moved else None
+            self._told = False
+            progress = gauge.take(self.gauge)
             entries, self._entries = list(self._entries), deque()
             self._logs_waiting = 0
             dropped, self._dropped = self._dropped, 0
         return Batch(progress, entries, dropped)
-
-    @property
-    def state(self) -> ProgressState:
-        """The progress as it is now."""
-        return ProgressState(self._number(), self.total, self._message, self._items)
-
-    def _number(self) -> float | int | None:
-        """`current` as a number of Python's own; what is none (a quick write is not looked at) is no progress."""
-        value = self.current
-        if value is None or type(value) in (int, float):
-            return value  # type: ignore[return-value]
-        try:
-            return plain_number(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
-            return None
 
     def _tell(self) -> None:
         self._told = True
@@ -149,12 +112,3 @@ class Outbox:
                 break
         self._logs_waiting -= 1
         self._dropped += 1
-
-
-def plain_number(value: float) -> float | int:
-    """A plain number of at most 64 bits, whatever the task counts with (numpy, Decimal, bool)."""
-    if type(value) is float:
-        return value
-    if isinstance(value, Integral) and -(1 << 63) <= value < 1 << 63:
-        return int(value)
-    return float(value)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
+from jobstream.gauge import ProgressState
 from jobstream.job import JobStatus
-from jobstream.outbox import Batch, Entry, EntryKind, ProgressState
+from jobstream.outbox import Batch, Entry, EntryKind
 from jobstream.queue import Queue, SubmitOptions
 from jobstream_workers.claim import claim
 from jobstream_workers.writer import AttemptWriter, Outcome

@@ -10,7 +10,8 @@ from typing import Any
 
 from jobstream import JobContext, JobFile
 from jobstream.files import FileStore
-from jobstream.outbox import Outbox, ProgressState
+from jobstream.gauge import ProgressState, state_of
+from jobstream.outbox import Outbox
 
 
 class RecordingOutbox(Outbox):
@@ -30,8 +31,8 @@ class RecordingOutbox(Outbox):
         items: tuple[str, ...] | None = None,
     ) -> None:
         super().set_progress(current, total, message, items)
-        self.quick = False  # each word is to come this way
-        state = self.state
+        self.interrupt()  # each word is to come this way
+        state = state_of(self.gauge)
         self.states.append(state)
         self.listener(state)
 

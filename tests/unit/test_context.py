@@ -15,7 +15,8 @@ import pytest
 from jobstream import JobCancelled, JobContext
 from jobstream.context import LOG_LINE_BYTES
 from jobstream.files import FileStore
-from jobstream.outbox import LOGS_WAITING, Batch, Entry, Outbox, ProgressState
+from jobstream.gauge import ProgressState
+from jobstream.outbox import LOGS_WAITING, Batch, Entry, Outbox
 from jobstream.progress import ITEMS_KEPT, Eta, percent
 
 
@@ -199,6 +200,20 @@ def test_what_a_tight_loop_says_waits_for_the_writer_and_its_last_word_is_kept(h
     heard.job.progress(1000)
     assert heard.notices == 2
     assert heard.progress().current == 1000
+
+
+def test_a_word_that_says_something_new_is_not_quick(heard: Heard) -> None:
+    heard.job.progress(1, 10)
+    heard.job.progress(2, 10)
+    assert heard.progress() == ProgressState(2, 10, None, ())
+    heard.job.progress(3, 20)
+    heard.job.progress(4, 30)
+    heard.job.progress(5, message="m")
+    heard.job.progress(None, 30)
+    heard.job.progress(None)
+    heard.job.progress(6, 30, "n", ["a"])
+    heard.job.progress(7, None, None, ["b"])
+    assert heard.progress() == ProgressState(7, 30, "n", ("b",))
 
 
 def test_no_last_word_is_lost_between_a_loop_and_its_writer(heard: Heard) -> None:

@@ -1,0 +1,93 @@
+"""A loop that takes a microsecond a turn, with and without saying how far it is: the tasks of `benchmarks.progress`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+from jobstream import JobContext, task
+
+TURNS = 20_000
+"""Turns of one run: a fiftieth of a second, so that a pair is over before the machine changes its mind."""
+TURN_NS = 1_000
+
+Inner = range
+Run = Callable[[JobContext, Inner], None]
+
+
+def silent(job: JobContext, inner: Inner) -> None:
+    """The loop, and nothing said."""
+    for _ in range(TURNS):
+        for _ in inner:
+            pass
+
+
+def tracked(job: JobContext, inner: Inner) -> None:
+    """`job.track`."""
+    for _ in job.track(range(TURNS)):
+        for _ in inner:
+            pass
+
+
+def counted(job: JobContext, inner: Inner) -> None:
+    """`job.progress` with how far."""
+    for number in range(TURNS):
+        for _ in inner:
+            pass
+        job.progress(number)
+
+
+def measured(job: JobContext, inner: Inner) -> None:
+    """`job.progress` with how far of how much."""
+    for number in range(TURNS):
+        for _ in inner:
+            pass
+        job.progress(number, TURNS)
+
+
+WAYS: dict[str, Run] = {"track": tracked, "progress(n)": counted, "progress(n, total)": measured}
+
+Pairs = dict[str, list[tuple[float, float]]]
+"""Way → of each pair of runs, ns of CPU time a turn, without and with a word."""
+
+
+def pairs(job: JobContext, count: int) -> Pairs:
+    """Measure: each run that speaks is between two that do not, and is compared with their mean."""
+    inner = _a_microsecond(job)
+    found: Pairs = {way: [] for way in WAYS}
+    before = _ns_per_turn(silent, job, inner)
+    for _ in range(count):
+        for way, speaking in WAYS.items():
+            with_word = _ns_per_turn(speaking, job, inner)
+            after = _ns_per_turn(silent, job, inner)
+            found[way].append(((before + after) / 2, with_word))
+            before = after
+    return found
+
+
+def _a_microsecond(job: JobContext) -> Inner:
+    """An inner loop so long that a turn takes TURN_NS."""
+    inner = range(50)
+    for _ in range(8):
+        took = median(_ns_per_turn(silent, job, inner) for _ in range(3))
+        inner = range(max(1, round(len(inner) * TURN_NS / took)))
+    return inner
+
+
+def _ns_per_turn(run: Run, job: JobContext, inner: Inner) -> float:
+    began = time.thread_time_ns()  # CPU time: what others on this machine do is not the loop's affair
+    run(job, inner)
+    return (time.thread_time_ns() - began) / TURNS
+
+
+@task(name="in-thread", executor="thread", timeout=600)
+def in_thread(job: JobContext, count: int) -> Pairs:
+    """In a thread of the worker, which also writes what is said."""
+    return pairs(job, count)
+
+
+@task(name="in-process", executor="process", timeout=600)
+def in_process(job: JobContext, count: int) -> Pairs:
+    """In a child process."""
+    return pairs(job, count)
