@@ -32,6 +32,14 @@ IDEMPOTENCY: Final = "jobstream:idempotency:"
 EVENTS: Final = "jobstream:events:"
 """channel, one message per event of a job: `<version> <kind> <ms> <data>`."""
 
+JOURNAL: Final = "jobstream:journal"
+"""hash generation, history, seq, bytes, floor: the events of all jobs are wanted in one order; until 10 minutes after
+the last process that said so."""
+JOURNAL_LOG: Final = "jobstream:journal:log"
+"""list, durable events of all jobs, as in `JOURNAL_ENTRY`; capped; lives a minute longer than the journal."""
+JOURNAL_ENTRY: Final = "jobstream:journal:entry"
+"""channel, every event of every job while the journal is wanted; `jobstream/scripts/prelude.lua` has the layout."""
+
 INDEX: Final = "jobstream:jobs"
 """zset id → created ms, all jobs with a record; entries leave with the sweep of `EXPIRY`."""
 INDEX_STATUS: Final = "jobstream:jobs:status:"

@@ -1,8 +1,9 @@
-"""Redis scripts: one verb in one `.lua` file, each prefixed with the key names of `keys.py` and the prelude."""
+"""Redis scripts: one verb in one `.lua` file, each prefixed with the prelude; names of `keys.py` become its strings."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, cast
@@ -16,6 +17,7 @@ from jobstream import keys
 Argument = str | bytes | int | float
 
 _NAMES = {name: value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
+_NAME = re.compile(rf"\b(?:{'|'.join(_NAMES)})\b")
 
 
 class Script:
@@ -26,9 +28,8 @@ class Script:
 
     def __init__(self, name: str, *, uses: Sequence[str] = ()) -> None:
         self.name = name
-        names = "".join(f"local {key} = '{value}'\n" for key, value in _NAMES.items())
         used = "".join(f"local function {other}()\n{_source(other)}end\n" for other in uses)
-        self.text = names + _source("prelude") + used + _source(name)
+        self.text = _source("prelude") + used + _source(name)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(
@@ -60,4 +61,6 @@ class Script:
 
 
 def _source(name: str) -> str:
-    return resources.files(__package__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    # Not `local RECORD = …`: every function of the prelude would catch its names anew each time that a script runs.
+    return _NAME.sub(lambda match: f"'{_NAMES[match[0]]}'", text)

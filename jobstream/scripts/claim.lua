@@ -79,7 +79,7 @@ local function take(id, due)
     if payload then redis.call('PEXPIRE', ARQ_JOB .. id, whole(live)) end
     keep_until(id, now + live)
   end
-  tell(id, version, 'status', status_data(status, attempt, ',"worker":"' .. worker .. '"'), now)
+  tell(id, version, 'status', status_data(status, attempt, ',"worker":"' .. worker .. '"'), now, old[1] or '-')
   answer[#answer + 1] = {id, token, attempt, payload or '', old[2] or '', stop and 1 or 0, old[6] and 1 or 0, crashes,
     tonumber(old[7] or 0), taken_over and 1 or 0, (now - due) % 1e9} -- a priority is a multiple of 1e9
   return true

@@ -1,6 +1,8 @@
--- Prefixed to every script, after the key names of keys.py. Time is Redis's own: never a client's clock.
+-- Prefixed to every script; names of keys.py stand for their strings. Time is Redis's own: never a client's clock.
 
 local LOG_ENTRIES = 5000 -- durable events kept per job
+local JOURNAL_ENTRIES, JOURNAL_BYTES = 100000, 33554432 -- durable events kept of all jobs, while somebody wants them
+local JOURNAL_LOG_LIFE = 660000 -- ms: longer than the journal's own life, which is renewed together with this
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -18,18 +20,52 @@ local function even_when_full()
   redis.call('PERSIST', EPOCH)
 end
 
--- An event of the job: durable ones go to the log, all of them ring the bell. `version` is the job's, already counted up.
-local function tell(id, version, kind, data, now)
-  local entry = version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data
-  if kind ~= 'progress' and redis.call('RPUSH', LOG .. id, entry) > LOG_ENTRIES then
-    redis.call('LPOP', LOG .. id)
-  end
-  redis.call('PUBLISH', EVENTS .. id, entry)
+-- The journal has the events of all jobs in one order, as long as somebody wants it: nobody, mostly. Asked once a script.
+local journal
+local function journal_is_wanted()
+  if journal == nil then journal = redis.call('HGET', JOURNAL, 'generation') end
+  return journal
 end
 
-local function say(id, kind, data, now)
+-- An entry is `<generation> <seq> <status before> <lengths of id, task, tags and owner> <id><task><tags><owner><event>`:
+-- whoever reads it need not know the job, which may be gone by then. `was`: the status that the event found, if it may
+-- have changed it. Progress is published, but not kept.
+local function note(id, was, event, kept)
+  local about = redis.call('HMGET', RECORD .. id, 'status', 'task', 'tags', 'owner')
+  local task, tags, owner = about[2] or '', about[3] or '', about[4] or ''
+  local seq = redis.call('HINCRBY', JOURNAL, 'seq', 1)
+  local entry = table.concat({journal, seq, was or about[1] or '-', #id, #task, #tags, #owner, id .. task .. tags .. owner .. event}, ' ')
+  if kept then
+    local bytes = redis.call('HINCRBY', JOURNAL, 'bytes', #entry)
+    local length = redis.call('RPUSH', JOURNAL_LOG, entry)
+    if length == 1 then
+      redis.call('PEXPIRE', JOURNAL_LOG, JOURNAL_LOG_LIFE)
+      if bytes > #entry then redis.call('HSET', JOURNAL, 'floor', seq - 1) end -- what was there has been evicted
+    end
+    while length > 1 and (length > JOURNAL_ENTRIES or bytes > JOURNAL_BYTES) do
+      local oldest = redis.call('LPOP', JOURNAL_LOG)
+      length, bytes = length - 1, bytes - #oldest
+      redis.call('HSET', JOURNAL, 'bytes', bytes, 'floor', string.match(oldest, '^%x+ (%d+)'))
+    end
+  end
+  redis.call('PUBLISH', JOURNAL_ENTRY, entry)
+end
+
+-- An event of the job: durable ones go to the log, all of them ring the bell. `version` is the job's, already counted up;
+-- `was` its status before, when the event may have changed that.
+local function tell(id, version, kind, data, now, was)
+  local event = version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data
+  local durable = kind ~= 'progress'
+  if durable and redis.call('RPUSH', LOG .. id, event) > LOG_ENTRIES then
+    redis.call('LPOP', LOG .. id)
+  end
+  redis.call('PUBLISH', EVENTS .. id, event)
+  if journal_is_wanted() then note(id, was, event, durable) end
+end
+
+local function say(id, kind, data, now, was)
   local version = redis.call('HINCRBY', RECORD .. id, 'version', 1)
-  tell(id, version, kind, data, now)
+  tell(id, version, kind, data, now, was)
   return version
 end
 
@@ -49,7 +85,7 @@ local function set_status(id, status, now, more)
   local old = redis.call('HMGET', RECORD .. id, 'status', 'created_at', 'attempt')
   redis.call('HSET', RECORD .. id, 'status', status)
   move(id, old[1], status, old[2])
-  say(id, 'status', status_data(status, old[3], more), now)
+  say(id, 'status', status_data(status, old[3], more), now, old[1])
 end
 
 -- What the sweep must know when the record itself has expired: `id task tag tag… =owner`. No tag begins with `=`.
@@ -90,7 +126,11 @@ end
 
 -- Remove all that the job owns; a tombstone says for a day that it was there, to those who were allowed to see it.
 local function forget(id)
-  local owner = redis.call('HGET', RECORD .. id, 'owner')
+  local last = redis.call('HMGET', RECORD .. id, 'owner', 'version', 'status')
+  local owner = last[1]
+  if journal_is_wanted() then
+    note(id, nil, (last[2] or 0) .. ' gone ' .. whole(now_ms()) .. ' {"status":"' .. (last[3] or '') .. '"}', true)
+  end
   leave_indexes(id, stored_expiry_member(id))
   redis.call('DEL', RECORD .. id, LOG .. id, ARQ_JOB .. id, ARQ_RESULT .. id, ARQ_RETRY .. id, ARQ_IN_PROGRESS .. id)
   redis.call('SET', TOMBSTONE .. id, owner and '=' .. owner or '1', 'PX', 86400000)
@@ -142,7 +182,7 @@ local function finish(id, queue, status, now, ...)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', ARQ_ABORT, id)
   leave_running(id, old[5])
-  tell(id, version, 'done', status, now)
+  tell(id, version, 'done', status, now, old[1])
   if old[4] then forget(id) else keep_until(id, deadline, expiry_member(id, old[5], old[6], old[10])) end
 end
 

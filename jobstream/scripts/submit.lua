@@ -47,7 +47,7 @@ redis.call('ZADD', INDEX, whole(now), id)
 redis.call('ZADD', INDEX_TASK .. task, whole(now), id)
 for tag in string.gmatch(ARGV[8], '[^ ]+') do redis.call('ZADD', INDEX_TAG .. tag, whole(now), id) end
 if owner then redis.call('ZADD', INDEX_OWNER .. owner, whole(now), id) end
-tell(id, 1, 'status', status_data(status, 0), now)
+tell(id, 1, 'status', status_data(status, 0), now, '-')
 keep_until(id, now + wait, expiry_member(id, task, ARGV[8], owner))
 redis.call('PUBLISH', WAKE .. queue_name, id)
 return {'stored', now, due}
