@@ -55,7 +55,7 @@ class JournalEntry(NamedTuple):
     def status(self) -> str:
         """The job's status after the event."""
         if self.event.kind == "done":
-            return self.event.data.decode()
+            return self.event.data.partition(b" ")[0].decode()
         if self.event.kind == "status":
             return msgspec.json.decode(self.event.data, type=_Status).status
         return self.was

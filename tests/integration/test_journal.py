@@ -251,7 +251,8 @@ async def test_a_list_that_was_evicted_is_no_silent_gap(client: ArqRedis) -> Non
 
 
 def entry(*, owner: str | None) -> JournalEntry:
-    return parse_entry(b"0123abcd 1 queued 2 5 3 0 j1words" + b'a b1 status 5 {"status":"running"}')._replace(owner=owner)
+    text = b"0123abcd 1 queued 2 5 3 0 j1words" + b'a b1 status 5 {"status":"running"}'
+    return parse_entry(text)._replace(owner=owner)
 
 
 @pytest.mark.parametrize(
