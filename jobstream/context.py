@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from jobstream.errors import JobCancelled
 from jobstream.files import FileStore
 from jobstream.gauge import AsyncTracked, Gauge, Tracked, plain_number
-from jobstream.outbox import Outbox
+from jobstream.outbox import Outbox, Room
 from jobstream.progress import ITEMS_KEPT
 
 T = TypeVar("T")
@@ -25,8 +25,8 @@ LOG_LINE_BYTES = 16_384
 class JobContext(Gauge):
     """The job a task is running for.
 
-    Handed to the task by the runner; tasks only name it as a parameter's type. Nothing here blocks or needs `await`:
-    words are put into an outbox, coalesced, and written by the worker.
+    Handed to the task by the runner; tasks only name it as a parameter's type. Nothing here blocks or needs `await`
+    (but see `chunk`): words are put into an outbox, coalesced, and written by the worker.
     """
 
     __slots__ = ("_cancelled", "_outbox", "attempt", "files", "id", "max_attempts", "task")
@@ -82,11 +82,18 @@ class JobContext(Gauge):
     def log(self, message: str, *, level: LogLevel = "info") -> None:
         """Add a line to the job's log: an event that every watcher sees, in order."""
         data = msgspec.json.encode({"level": level, "message": _cut(text(message))})
-        self._outbox.add("log", data)
+        self._outbox.add_log(data)
 
-    def chunk(self, data: object) -> None:
-        """Emit partial output: anything that JSON can say, pydantic models too. Never dropped, never merged."""
-        self._outbox.add("chunk", msgspec.json.encode(data, enc_hook=_encode_model))
+    def chunk(self, data: object) -> Room:
+        """Emit partial output: anything that JSON can say, pydantic models too. Never dropped, never merged.
+
+        While a megabyte of it waits to be written (Redis is away, or slower than the task), a thread or a process is
+        held back here; a coroutine is when it awaits what this gives: `await job.chunk(…)`. One that does not is
+        refused at 16 MB, with OutboxFull. Raises JobCancelled when there is no room and the job was told to stop.
+        """
+        if not self._outbox.add_chunk(msgspec.json.encode(data, enc_hook=_encode_model)):
+            raise JobCancelled(self.id)
+        return Room(self._outbox)
 
     @overload
     def track(self, items: Iterable[T], total: float | None = None, message: str | None = None) -> Tracked[T]: ...

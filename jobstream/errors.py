@@ -16,6 +16,7 @@ JobstreamError
 ├── InvalidOutput           500  the task's result is not what its return annotation promises
 ├── TaskRaised              500  the task raised an exception
 ├── TaskCrashed             500  the process that ran the task died
+├── OutboxFull              500  a task said more than could be written
 ├── CancelledByClient       410  why a cancelled job has no result
 ├── WorkerCrashed           500  the worker that ran the job died, again and again
 ├── ConfigurationError           a setting or a task's declaration is wrong
@@ -135,6 +136,12 @@ class RedisUnavailable(JobstreamError):
 
     status = 503
     code = "redis-unavailable"
+
+
+class OutboxFull(JobstreamError):
+    """The task said more than could be written"""
+
+    code = "outbox-full"
 
 
 class InvalidOutput(JobstreamError):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from jobstream import JobContext, RetryPolicy, task
+from jobstream.outbox import Room
 
 
 def note(where: str, *words: object) -> None:
@@ -151,3 +152,43 @@ async def chatter(job: JobContext, where: str, seconds: float, lines: int) -> No
             job.log(f"{line:0200d}")
         job.progress(deadline - time.monotonic())
         await asyncio.sleep(0.01)
+
+
+LOUD_BYTES = 50_000
+
+
+def _shout(job: JobContext, number: int) -> Room:
+    job.log("x" * 16_000)
+    return job.chunk({"number": number, "text": "x" * LOUD_BYTES})
+
+
+@task(name="loud-loop")
+async def loud_loop(job: JobContext, seconds: float) -> int:
+    """Say 13 MB a second, if it may. How many chunks it were."""
+    number, deadline = 0, time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        await _shout(job, number)
+        number += 1
+        await asyncio.sleep(0.005)
+    return number
+
+
+def _loud(job: JobContext, seconds: float) -> int:
+    number, deadline = 0, time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        _shout(job, number)
+        number += 1
+        time.sleep(0.005)
+    return number
+
+
+@task(name="loud-thread")
+def loud_thread(job: JobContext, seconds: float) -> int:
+    """The same in a thread."""
+    return _loud(job, seconds)
+
+
+@task(name="loud-process", executor="process")
+def loud_process(job: JobContext, seconds: float) -> int:
+    """The same in a process."""
+    return _loud(job, seconds)

@@ -53,6 +53,12 @@ class Member:
         answer = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=True)
         return int(answer.stdout) * 1024
 
+    def family_bytes(self) -> int:
+        """The same, with its child processes."""
+        pid = str(self.pid)
+        answer = subprocess.run(["ps", "-o", "rss=", "-p", pid, "--ppid", pid], capture_output=True, check=True)
+        return sum(map(int, answer.stdout.split())) * 1024
+
     def end(self) -> None:
         """End it, frozen or not."""
         self.signal(signal.SIGCONT)

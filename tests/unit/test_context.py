@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -14,18 +15,19 @@ import pytest
 
 from jobstream import JobCancelled, JobContext
 from jobstream.context import LOG_LINE_BYTES
+from jobstream.errors import OutboxFull
 from jobstream.files import FileStore
 from jobstream.gauge import ProgressState
-from jobstream.outbox import LOGS_WAITING, Batch, Entry, Outbox
+from jobstream.outbox import CHUNK_BYTES, LOG_BYTES, LOGS_WAITING, REFUSED_BYTES, Batch, Entry, Outbox
 from jobstream.progress import ITEMS_KEPT, Eta, percent
 
 
 class Heard:
     """An outbox, how often it told, and a job that fills it."""
 
-    def __init__(self, files: Path) -> None:
+    def __init__(self, files: Path, *, never_block: int | None = None) -> None:
         self.notices = 0
-        self.outbox = Outbox(self._count)
+        self.outbox = Outbox(self._count, never_block=never_block)
         self.cancelled = threading.Event()
         self.job = JobContext(
             "j1",
@@ -262,6 +264,116 @@ def test_old_log_lines_give_way_and_are_counted_but_chunks_never_do(heard: Heard
     assert len(batch.entries) == LOGS_WAITING + 1
     assert batch.entries[0] == Entry("chunk", b'"kept"')
     assert msgspec.json.decode(batch.entries[1].data)["message"] == "3"
+
+
+def test_log_lines_that_wait_are_bounded_by_their_size_too(heard: Heard) -> None:
+    heard.job.chunk("first")
+    for number in range(600):
+        heard.job.log(f"{number} " + "x" * 10_000)
+        if number == 50:
+            heard.job.chunk("second")
+    batch = heard.outbox.take()
+    assert sum(len(entry.data) for entry in batch.entries) < LOG_BYTES
+    logs = [msgspec.json.decode(entry.data)["message"].split()[0] for entry in batch.entries if entry.kind == "log"]
+    assert logs == [str(number) for number in range(batch.logs_dropped, 600)]
+    assert [entry.data for entry in batch.entries if entry.kind == "chunk"] == [b'"first"', b'"second"']
+    heard.job.log("again")
+    assert heard.outbox.take().logs_dropped == 0
+
+
+LARGE = "x" * (CHUNK_BYTES // 4)
+
+
+def fill(heard: Heard) -> int:
+    """Say chunks until there is no room; how many."""
+    number = 0
+    while not heard.outbox.full:
+        heard.job.chunk(LARGE)
+        number += 1
+    return number
+
+
+@pytest.fixture
+def in_thread() -> Iterator[Callable[[Callable[[], object]], threading.Thread]]:
+    """Runs something in a thread, which must end."""
+    threads: list[threading.Thread] = []
+
+    def start(work: Callable[[], object]) -> threading.Thread:
+        threads.append(threading.Thread(target=work, daemon=True))
+        threads[-1].start()
+        return threads[-1]
+
+    yield start
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_a_thread_that_says_too_much_is_held_back_until_there_is_room(
+    heard: Heard, in_thread: Callable[[Callable[[], object]], threading.Thread]
+) -> None:
+    total, taken = 50, list[object]()
+    speaking = in_thread(lambda: [heard.job.chunk([number, LARGE]) for number in range(total)])
+    while len(taken) < total:
+        said = heard.said()
+        assert len(said) <= 4
+        taken += said
+    speaking.join(20)
+    assert [chunk[0] for chunk in taken if isinstance(chunk, list)] == list(range(total))
+
+
+def test_a_thread_that_is_held_back_hears_of_its_cancellation(
+    heard: Heard, in_thread: Callable[[Callable[[], object]], threading.Thread]
+) -> None:
+    heard_of = threading.Event()
+
+    def speak() -> None:
+        try:
+            while True:
+                heard.job.chunk(LARGE)
+        except JobCancelled:
+            heard_of.set()
+
+    in_thread(speak)
+    while not heard.outbox.full:
+        pass
+    heard.cancel()
+    assert heard_of.wait(20)
+    assert len(heard.said()) == 4
+    heard.job.log("closing")
+    assert heard.job.chunk("last") is not None
+
+
+def test_what_is_said_without_await_is_refused_before_the_memory_is_full(tmp_path: Path) -> None:
+    heard = Heard(tmp_path, never_block=threading.get_ident())
+    with pytest.raises(OutboxFull, match="await"):  # noqa: PT012 (the loop is the subject)
+        for _ in range(REFUSED_BYTES):
+            heard.job.chunk(LARGE)
+    said = heard.outbox.take().entries
+    assert REFUSED_BYTES <= sum(len(entry.data) + 1_000 for entry in said) < REFUSED_BYTES + 2 * len(LARGE)
+    heard.job.chunk("goes on")
+
+
+async def test_a_coroutine_that_awaits_waits_for_room(tmp_path: Path) -> None:
+    heard = Heard(tmp_path, never_block=threading.get_ident())
+    await heard.job.chunk("small")
+    number = fill(heard)
+
+    async def speak() -> None:
+        await heard.job.chunk("one more")
+
+    speaking = asyncio.create_task(speak())
+    await asyncio.sleep(0)
+    assert not speaking.done()
+    assert len(heard.outbox.take().entries) == number + 2
+    await speaking
+    fill(heard)
+    speaking = asyncio.create_task(speak())
+    await asyncio.sleep(0)
+    heard.cancel()
+    await speaking
+    with pytest.raises(JobCancelled):
+        heard.job.chunk("too much")
 
 
 def test_a_batch_can_be_said_again_in_another_outbox(heard: Heard) -> None:

@@ -96,6 +96,7 @@ class ProcessPool:
         return child
 
     async def _stop(self, child: _Child, talk: asyncio.Task[Answer]) -> None:
+        child.hear_out()
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(self._kill_grace):
                 await child.send(Stop())
@@ -116,6 +117,7 @@ class _Child:
         self._socket.setblocking(False)  # noqa: FBT003 (the standard library's name for it)
         self._sending = asyncio.Lock()
         self._talk: asyncio.Task[Answer] | None = None
+        self._outbox: Outbox | None = None
         # Absolute paths: a task may change the child's working directory.
         path = [entry or os.getcwd() for entry in sys.path]
         arguments = [str(theirs.fileno()), str(files.absolute()), *path]
@@ -138,6 +140,7 @@ class _Child:
 
     def run(self, start: Start, outbox: Outbox) -> asyncio.Task[Answer]:
         """The conversation about one job. It ends with an OSError when the child dies, and is never cancelled."""
+        self._outbox = outbox
         self._talk = asyncio.create_task(self._converse(start, outbox))
         return self._talk
 
@@ -145,7 +148,13 @@ class _Child:
         await self.send(start)
         while isinstance(reply := await self._receive(), Said):
             outbox.put(reply.batch)
+            await outbox.room()  # until then the socket fills up, and the child's own outbox
         return reply
+
+    def hear_out(self) -> None:
+        """Hold the child back no more: it is to end."""
+        if self._outbox is not None:
+            self._outbox.interrupt()
 
     async def send(self, message: Request) -> None:
         async with self._sending:
@@ -160,6 +169,7 @@ class _Child:
             self._process.stdin.close()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+        self.hear_out()
         if self._talk is not None:
             await settled(self._talk)  # before the close: the event loop must not wait for a closed socket
         self._socket.close()

@@ -273,17 +273,19 @@ class _Reporter:
     """Writes what a job says, coalesced, and its last words. Costs next to nothing for a job that says nothing."""
 
     def __init__(self, running: RunningJob, writer: AttemptWriter) -> None:
-        self.outbox = Outbox(self._notify)
+        self.outbox = Outbox(self._notify, never_block=threading.get_ident())
         self._running = running
         self._writer = writer
         self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Event | None = None
+        self._ended = False
+        self._now: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def finish(self) -> None:
         """Write the last words. The task is awaited, not cancelled: it may hold them."""
-        if self._ended is not None and self._task is not None:
-            self._ended.set()
+        self._ended = True
+        if self._now is not None and self._task is not None:
+            self._now.set()
             await self._task
         if self._running.stop_reason is not StopReason.LOST and self.outbox.waiting:
             await self._write()
@@ -295,14 +297,17 @@ class _Reporter:
     def _begin(self) -> None:
         """Only what is said after the last batch was taken notifies: so at most one task at a time is begun."""
         if self._task is None and self.outbox.waiting:
-            self._ended = asyncio.Event()
-            self._task = asyncio.create_task(self._report(self._ended), name=f"report-{self._running.job.id}")
+            self._now = asyncio.Event()
+            self._task = asyncio.create_task(self._report(self._now), name=f"report-{self._running.job.id}")
+        elif self._now is not None and self.outbox.full:  # somebody is held back
+            self._now.set()
 
-    async def _report(self, ended: asyncio.Event) -> None:
-        while self.outbox.waiting and await self._write() and not ended.is_set():
+    async def _report(self, now: asyncio.Event) -> None:
+        while self.outbox.waiting and await self._write() and not self._ended:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WRITE_SECONDS):
-                    await ended.wait()
+                    await now.wait()
+            now.clear()
         self._task = None
 
     async def _write(self) -> bool:
