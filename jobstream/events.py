@@ -7,7 +7,9 @@ import secrets
 from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, cast
 
+import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
 
 from jobstream import keys
 from jobstream.job import Record, pairs
@@ -17,12 +19,16 @@ DURABLE = frozenset({"status", "log", "chunk", "done"})
 """Events that are in the log and carry an id. `progress` is state: the latest is in the record."""
 
 _read = Script("read")
+_epoch = Script("epoch")
 
 _EVENT_ID = re.compile(r"(?P<epoch>[0-9a-f]{8})-(?P<version>[0-9]{1,15})\Z")
 
 
 class JobEvent(NamedTuple):
-    """One change of a job. `data` is JSON, except of `done`, whose data is the status that the job ended with."""
+    """One change of a job. `data` is JSON, except of `done`, whose data is the status that the job ended with.
+
+    The record of a job that is purged with its end is gone by then: it follows the status (`purged_record`).
+    """
 
     version: int
     kind: str
@@ -109,8 +115,35 @@ async def read_snapshot(client: Redis, job_id: str, *, after: int, limit: int | 
     return Snapshot(record, events, complete, more=len(events) == limit)
 
 
-async def read_epoch(client: Redis) -> str:
-    """The name of this history of the data; made once, by whoever asks first."""
-    await client.set(keys.EPOCH, secrets.token_hex(4), nx=True)
-    epoch: bytes = await client.get(keys.EPOCH)
-    return epoch.decode()
+async def read_epoch(client: Redis, *, other_than: str | None = None) -> str:
+    """The name of this history of the data; made by whoever asks first. It changes when history may have forked.
+
+    The key keeps the replication id with the name (Redis documentation, "Replication": replication ID explained). The
+    same id: nothing has happened. Another one whose `master_replid2` is set: a replica was promoted, or a server was
+    started from an RDB file; writes may be lost, so history gets a new name. Another one without: a server that was
+    started on its append-only file, which has all that was answered (or of which a watched job's record shows that it
+    has not: then the caller says `other_than` this name). A server that tells nothing of replication keeps its name.
+
+    Raises redis-py's errors, ReadOnlyError for a replica: what it says is of yesterday.
+    """
+    stored = await client.get(keys.EPOCH)
+    info: dict[str, object] = await client.info("replication")
+    if info.get("role") == "slave":
+        raise ReadOnlyError("this server is a replica")
+    name, _, known = (stored or b"").decode().partition(" ")
+    current, before = str(info.get("master_replid", "")), str(info.get("master_replid2", "")).strip("0")
+    if name and name != other_than and (known == current or not current):
+        return name
+    if not name or name == other_than or (known and before):
+        name = secrets.token_hex(4)
+    epoch: bytes = await _epoch(client, args=[stored or b"", f"{name} {current}"])
+    return epoch.decode().partition(" ")[0]
+
+
+def purged_record(data: bytes) -> Record | None:
+    """The record in the `done` event of a job that was purged with its end; None for every other `done`."""
+    record = data.partition(b" ")[2]
+    if not record:
+        return None
+    fields: dict[str, str] = msgspec.json.decode(record)
+    return {name.encode(): value.encode() for name, value in fields.items()}

@@ -84,7 +84,7 @@ CATALOGUE_VERSION: Final = "jobstream:catalogue:version"
 CATALOGUE_CHANGED: Final = "jobstream:catalogue:changed"
 """channel: the catalogue has a new version."""
 EPOCH: Final = "jobstream:epoch"
-"""string, eight hex digits: names this history of the data; owner: the deployment, kept as long as the data."""
+"""string, `<eight hex digits> <replication id>`: names this history; the deployment's, kept as long as the data."""
 
 
 def queue(name: str) -> str:

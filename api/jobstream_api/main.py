@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import socket
 from types import FrameType
@@ -11,6 +13,7 @@ import uvicorn
 from jobstream.errors import ConfigurationError
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api.app import create_app
+from jobstream_api.live.edge import Edge
 from jobstream_api.service import Service
 from jobstream_api.settings import ApiSettings
 
@@ -26,8 +29,9 @@ class Server(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT."""
-        self._service.drain()
+        """SIGTERM or SIGINT. It may interrupt anything, so the streams are closed in the loop's next turn."""
+        with contextlib.suppress(RuntimeError):  # no loop runs: it has not begun, or has ended
+            asyncio.get_running_loop().call_soon_threadsafe(self._service.drain)
         super().handle_exit(sig, frame)
 
 
@@ -35,7 +39,7 @@ def create_server(settings: ApiSettings, source: RedisSource) -> Server:
     """A server for the app, not yet started: `await server.serve()`."""
     app = create_app(settings, source)
     config = uvicorn.Config(
-        app,
+        Edge(app),
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level.lower(),

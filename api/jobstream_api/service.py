@@ -13,12 +13,12 @@ from redis.asyncio import Redis
 from jobstream.cancellation import cancel
 from jobstream.catalogue import Announcement, find, read_catalogue, read_version
 from jobstream.errors import RedisUnavailable, UnknownTask
-from jobstream.events import read_epoch
 from jobstream.files import FileStore
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.store import read_record
 from jobstream_api.live.hub import Hub
+from jobstream_api.live.stream import Streams
 from jobstream_api.settings import ApiSettings
 from jobstream_api.validation import InputValidator
 
@@ -85,21 +85,15 @@ class Service:
         self.client = source.client()
         self.queue = Queue(self.client, prefix=prefix)
         self.tasks = TaskBook(self.client)
-        self.hub = Hub(source)
+        self.hub = Hub(source, prefix=prefix)
+        self.streams = Streams(most=settings.max_streams, heartbeat=settings.heartbeat_seconds)
         self.files = FileStore(settings.files_dir)
         self.uploads_in_doubt: set[str] = set()
         """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""
         self.draining = False
-        self._epoch: str | None = None
-
-    async def epoch(self) -> str:
-        """The name of this history of the data, for event ids."""
-        if self._epoch is None:
-            self._epoch = await read_epoch(self.client)
-        return self._epoch
 
     def drain(self) -> None:
-        """The process is about to end: streams close, readiness fails."""
+        """The process is about to end: streams close, readiness fails. Call it in the event loop."""
         self.draining = True
         self.hub.drain()
 
@@ -107,11 +101,14 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Keep the catalogue fresh and the hub listening."""
         async with self.hub.running():
-            refresher = asyncio.create_task(self._keep_up(), name="service")
+            tasks = [
+                asyncio.create_task(self._keep_up(), name="service"),
+                asyncio.create_task(self.streams.ping_for_ever(), name="service-pings"),
+            ]
             try:
                 yield
             finally:
-                await cancel(refresher)
+                await cancel(*tasks)
                 await self.client.aclose()
 
     async def _keep_up(self) -> None:

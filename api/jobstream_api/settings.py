@@ -17,4 +17,7 @@ class ApiSettings(RedisSettings, FileSettings):
     max_file_bytes: int = Field(2 * 1024**3, ge=1, description="Largest uploaded file.")
     max_files: int = Field(100, ge=1, description="Uploaded files per job.")
     heartbeat_seconds: float = Field(15.0, gt=0, description="Silence after which an event stream says `: ping`.")
+    max_streams: int = Field(
+        10_000, ge=0, description="Open event streams; a client beyond that is told to come back later."
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")

@@ -8,7 +8,7 @@ local id, purge = ARGV[1], ARGV[2] == '1'
 local record = RECORD .. id
 local status = redis.call('HGET', record, 'status')
 if not status then return {} end
-local verdict
+local verdict, stored
 if FINAL[status] then
   verdict = 'done'
 elseif redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 1 then
@@ -24,8 +24,9 @@ else
   verdict = 'cancelled'
   redis.call('ZREM', PROMOTE .. redis.call('HGET', record, 'queue'), id)
   redis.call('ZREM', PARKED .. (redis.call('HGET', record, 'task') or ''), id)
-  finish(id, KEYS[1], 'cancelled', now_ms(), 'error', ARGV[3])
+  if purge then redis.call('HSET', record, 'purge', '1') end
+  stored = finish(id, KEYS[1], 'cancelled', now_ms(), 'error', ARGV[3])
 end
-local stored = redis.call('HGETALL', record)
-if purge and verdict ~= 'cancelling' then forget(id) end
+stored = stored or redis.call('HGETALL', record)
+if purge and verdict == 'done' then forget(id) end
 return {verdict, stored}

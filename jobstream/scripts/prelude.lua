@@ -162,7 +162,17 @@ local function leave_running(id, task)
   if task and redis.call('ZREM', RUNNING .. task, id) == 1 then unpark(task, 1) end
 end
 
+-- All of a record that its watchers may see, for the last event of a job whose record does not outlive it.
+local function last_words(flat)
+  local fields = {}
+  for at = 1, #flat, 2 do
+    if flat[at] ~= 'payload' then fields[flat[at]] = flat[at + 1] end
+  end
+  return ' ' .. cjson.encode(fields)
+end
+
 -- The end of a job: record, indexes, arq's keys and the last event together. More fields of the record may follow.
+-- Returns the record when it is purged with that.
 local function finish(id, queue, status, now, ...)
   local record = RECORD .. id
   local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error',
@@ -182,8 +192,15 @@ local function finish(id, queue, status, now, ...)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', ARQ_ABORT, id)
   leave_running(id, old[5])
-  tell(id, version, 'done', status, now, old[1])
-  if old[4] then forget(id) else keep_until(id, deadline, expiry_member(id, old[5], old[6], old[10])) end
+  if not old[4] then
+    tell(id, version, 'done', status, now, old[1])
+    keep_until(id, deadline, expiry_member(id, old[5], old[6], old[10]))
+    return
+  end
+  local flat = redis.call('HGETALL', record)
+  tell(id, version, 'done', status .. last_words(flat), now, old[1])
+  forget(id)
+  return flat
 end
 
 -- True when the attempt that speaks still holds the job: the fence before every write of an attempt. A lease that ran

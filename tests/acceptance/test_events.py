@@ -161,6 +161,7 @@ async def test_at_or_behind_done_the_answer_is_204(http: httpx2.AsyncClient) -> 
 
 async def test_an_id_of_another_history_gets_a_snapshot(http: httpx2.AsyncClient) -> None:
     job = await submit(http, "refuse")
+    await done(http, job)
     whole = await all_frames(http, job)
     epoch = last_id(whole).partition("-")[0]
     other = "00000000" if epoch != "00000000" else "11111111"

@@ -21,9 +21,11 @@ from jobstream import keys
 from jobstream.embedded import ChildRedis, ServerProgram
 from jobstream.events import read_snapshot
 from jobstream.redis import RedisSource, UrlSource
-from jobstream_api.live.feed import Feed
-from jobstream_api.live.follow import Follower, Frame
+from jobstream_api.live.follow import Follower
+from jobstream_api.live.frame import Frame
 from jobstream_api.live.hub import SUBSCRIBE_SECONDS, Hub
+from jobstream_api.live.page import Page
+from tests.following import frames_of
 from tests.lossy import LossySource
 from tests.speaking_job import SpeakingJob
 
@@ -72,19 +74,60 @@ async def subscribed_jobs(client: Redis) -> list[bytes]:
     return await cast("Awaitable[list[bytes]]", client.pubsub_channels(keys.events("*")))
 
 
-async def hears(feed: Feed) -> int:
-    """The next version that comes through the feed itself."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            for heard in await feed.take(PATIENCE) or []:
-                return heard.event.version
+class Ear:
+    """A listener that notes what it hears: versions, and None where it was made stale."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        self.version = 0
+        self.closed = False
+        self._heard: asyncio.Queue[int | None] = asyncio.Queue()
+
+    def hear(self, frame: Frame) -> None:
+        self._heard.put_nowait(frame.version)
+
+    def make_stale(self) -> None:
+        self._heard.put_nowait(None)
+
+    begin_anew = make_stale
+
+    def close(self) -> None:
+        self.closed = True
+
+    def read_done(self, page: Page) -> None:
+        raise AssertionError("it asks for no read")
+
+    def read_failed(self, error: Exception) -> None:
+        raise error
+
+    async def next(self) -> int | None:
+        """The next that it hears."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._heard.get()
+
+    async def next_version(self) -> int:
+        """The next version that it hears."""
+        while (version := await self.next()) is None:
+            pass
+        return version
+
+
+@contextlib.asynccontextmanager
+async def watch(hub: Hub, job_id: str) -> AsyncIterator[Ear]:
+    """An ear, subscribed."""
+    ear = Ear(job_id)
+    try:
+        await hub.subscribe(job_id, ear)
+        yield ear
+    finally:
+        hub.leave(job_id, ear)
 
 
 class Watcher:
     """Follows a job to its end and notes the versions of the durable events."""
 
-    def __init__(self, client: Redis, hub: Hub, job: SpeakingJob) -> None:
-        self._frames = Follower(client, hub, job.id, epoch="0123abcd", after=None, heartbeat=1.0).frames()
+    def __init__(self, hub: Hub, job: SpeakingJob) -> None:
+        self._frames = frames_of(Follower(hub, job.id))
         self.versions: list[int] = []
         self.joined = asyncio.Event()
         self.task = asyncio.create_task(self._follow())
@@ -106,9 +149,9 @@ class Watcher:
 
 
 @contextlib.asynccontextmanager
-async def watching(client: Redis, hub: Hub, job: SpeakingJob, *, watchers: int = 1) -> AsyncIterator[list[Watcher]]:
+async def watching(hub: Hub, job: SpeakingJob, *, watchers: int = 1) -> AsyncIterator[list[Watcher]]:
     """Watchers that have joined."""
-    them = [Watcher(client, hub, job) for _ in range(watchers)]
+    them = [Watcher(hub, job) for _ in range(watchers)]
     try:
         async with asyncio.timeout(PATIENCE):
             for watcher in them:
@@ -131,7 +174,7 @@ async def logged(client: Redis, job: SpeakingJob) -> list[int]:
 
 async def test_two_hundred_watchers_of_a_job_share_one_subscription(client: ArqRedis, hub: Hub) -> None:
     job = await SpeakingJob.start(client)
-    async with watching(client, hub, job, watchers=200) as watchers:
+    async with watching(hub, job, watchers=200) as watchers:
         assert hub.watchers == 200
         assert hub.channels == 1
         assert await subscribers(client, job.id) == 1
@@ -143,8 +186,8 @@ async def test_two_hundred_watchers_of_a_job_share_one_subscription(client: ArqR
 
 
 async def test_the_last_watcher_that_leaves_ends_the_subscription(client: ArqRedis, hub: Hub) -> None:
-    async with hub.watch("a"):
-        async with hub.watch("b"), hub.watch("a"):
+    async with watch(hub, "a"):
+        async with watch(hub, "b"), watch(hub, "a"):
             assert await subscribers(client, "a") == await subscribers(client, "b") == 1
         await until(lambda: nobody_watches(client, "b"))
         assert await subscribers(client, "a") == 1
@@ -159,11 +202,10 @@ async def nobody_watches(client: Redis, job_id: str) -> bool:
 
 async def test_a_job_that_nobody_watches_costs_nothing(client: ArqRedis, hub: Hub) -> None:
     watched, other = await SpeakingJob.start(client), await SpeakingJob.start(client)
-    async with hub.watch(watched.id) as feed:
-        await feed.take(0)
+    async with watch(hub, watched.id) as ear:
         await other.log("unheard")
         await watched.log("heard")
-        assert await hears(feed) == 3
+        assert await ear.next_version() == 3
         assert await subscribed_jobs(client) == [keys.events(watched.id).encode()]
 
 
@@ -172,17 +214,14 @@ async def test_a_watch_that_follows_on_a_leave_hears_everything(client: ArqRedis
     job = await SpeakingJob.start(client)
     version = 2
     for steps in range(60):
-        async with hub.watch(job.id):
+        async with watch(hub, job.id):
             pass
         for _ in range(steps // 2):
             await asyncio.sleep(0)
-        async with hub.watch(job.id) as feed:
-            assert await feed.take(0) is None
+        async with watch(hub, job.id) as ear:
             await job.log("after the watch stood")
             version += 1
-            heard = await feed.take(PATIENCE)
-            # Stale is as good: then the late acknowledgement came in between, and the log is read.
-            assert heard is None or [one.event.version for one in heard] == [version]
+            assert await ear.next_version() == version
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -198,12 +237,11 @@ async def test_watchers_that_come_and_go_in_any_order_hear_what_is_said_while_th
             which = dice.randrange(len(jobs))
             with contextlib.suppress(TimeoutError):
                 # Some are cut while they wait for the subscription.
-                async with asyncio.timeout(dice.choice([0, 0.0005, PATIENCE])), hub.watch(jobs[which].id) as feed:
+                async with asyncio.timeout(dice.choice([0, 0.0005, PATIENCE])), watch(hub, jobs[which].id) as ear:
                     async with asyncio.timeout(PATIENCE):
-                        assert await feed.take(0) is None
                         async with said[which]:
                             await jobs[which].log("now")
-                        assert await feed.take(PATIENCE) != []
+                        await ear.next_version()
             for _ in range(dice.randrange(4)):
                 await asyncio.sleep(0)
 
@@ -222,15 +260,15 @@ async def test_a_cancelled_watcher_does_not_disturb_the_connection_of_the_others
         listed = await real_client.client_list(_type="pubsub")
         return {one["id"] for one in listed}
 
-    async with real_hub.watch("stays"):
+    async with watch(real_hub, "stays"):
         before = await connections()
         for steps in range(20):
-            task = asyncio.create_task(contextlib.AsyncExitStack().enter_async_context(real_hub.watch(f"job-{steps}")))
+            task = asyncio.create_task(contextlib.AsyncExitStack().enter_async_context(watch(real_hub, f"job-{steps}")))
             for _ in range(steps):
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait({task})
-        async with real_hub.watch("later"):
+        async with watch(real_hub, "later"):
             assert await connections() == before
 
 
@@ -239,7 +277,7 @@ async def test_a_cancelled_watcher_does_not_disturb_the_connection_of_the_others
 
 async def test_killed_subscriptions_lose_nothing(real_client: ArqRedis, real_hub: Hub) -> None:
     job = await SpeakingJob.start(real_client)
-    async with watching(real_client, real_hub, job, watchers=3) as watchers:
+    async with watching(real_hub, job, watchers=3) as watchers:
         for number in range(20):
             await job.log(f"{number} a", f"{number} b")
             if number % 5 == 0:
@@ -262,7 +300,7 @@ async def test_what_was_said_last_while_nobody_listened_comes_with_the_new_conne
     hub = Hub(source, look=1000)
     async with hub.running():
         job = await SpeakingJob.start(real_client)
-        async with watching(real_client, hub, job) as (watcher,):
+        async with watching(hub, job) as (watcher,):
             source.drops = lambda event: True
             await job.finish()
             await until(lambda: [event.kind for event in source.dropped] == ["done"])
@@ -275,7 +313,7 @@ async def test_a_restart_of_redis_loses_nothing_and_ends_no_watch(own_server: Ch
     client, hub = source.client(), Hub(source)
     async with hub.running():
         job = await SpeakingJob.start(client)
-        async with watching(client, hub, job, watchers=2) as watchers:
+        async with watching(hub, job, watchers=2) as watchers:
             await job.log("before")
             await asyncio.to_thread(own_server.stop)
             await until(lambda: not hub.listening)
@@ -294,7 +332,7 @@ async def test_a_frozen_redis_is_noticed_and_nothing_is_lost(own_server: ChildRe
     assert own_server.pid is not None
     async with hub.running():
         job = await SpeakingJob.start(client)
-        async with watching(client, hub, job) as (watcher,):
+        async with watching(hub, job) as (watcher,):
             os.kill(own_server.pid, signal.SIGSTOP)
             try:
                 await until(lambda: not hub.listening)
@@ -313,7 +351,7 @@ async def test_a_half_open_link_is_noticed_and_nothing_is_lost(
         hub = Hub(UrlSource(wire.url, kind="child"), quiet=0.2)
         async with hub.running():
             job = await SpeakingJob.start(real_client)
-            async with watching(real_client, hub, job) as (watcher,):
+            async with watching(hub, job) as (watcher,):
                 wire.cut()  # both ends think that it stands
                 await job.log("swallowed")
                 await until(lambda: not hub.listening)
@@ -372,7 +410,7 @@ async def test_a_watch_while_redis_is_away_fails_soon_and_leaves_nothing_behind(
     hub = Hub(UrlSource(f"unix://{tmp_path}/nobody.sock", kind="child"))
     async with hub.running():
         began = time.monotonic()
-        watches = [contextlib.AsyncExitStack().enter_async_context(hub.watch(f"job-{one}")) for one in range(3)]
+        watches = [contextlib.AsyncExitStack().enter_async_context(watch(hub, f"job-{one}")) for one in range(3)]
         answers = await asyncio.gather(*watches, return_exceptions=True)
         assert [type(answer) for answer in answers] == [TimeoutError] * 3
         assert time.monotonic() - began < SUBSCRIBE_SECONDS + 2
@@ -384,7 +422,7 @@ async def test_an_outage_is_told_once_in_the_log(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING, "jobstream.hub"):
         async with hub.running():
             with pytest.raises(TimeoutError):
-                async with hub.watch("job"):
+                async with watch(hub, "job"):
                     pass
     assert len(caplog.records) == 1
 
@@ -393,19 +431,18 @@ async def test_an_outage_is_told_once_in_the_log(tmp_path: Path, caplog: pytest.
 
 
 async def test_a_drain_closes_every_feed_and_opens_no_more(client: ArqRedis, hub: Hub) -> None:
-    async with hub.watch("a") as one, hub.watch("b") as two:
+    async with watch(hub, "a") as one, watch(hub, "b") as two:
         hub.drain()
         assert one.closed
         assert two.closed
-        async with hub.watch("c") as three:
-            assert three.closed
-        assert await subscribers(client, "c") == 0
+        async with watch(hub, "c"):
+            assert await subscribers(client, "c") == 0
 
 
 async def test_a_drain_ends_the_wait_for_a_subscription(tmp_path: Path) -> None:
     hub = Hub(UrlSource(f"unix://{tmp_path}/nobody.sock", kind="child"))
     async with hub.running(), contextlib.AsyncExitStack() as stack:
-        waiting = asyncio.create_task(stack.enter_async_context(hub.watch("job")))
+        waiting = asyncio.create_task(stack.enter_async_context(watch(hub, "job")))
         await asyncio.sleep(0)
         hub.drain()
         assert (await waiting).closed
@@ -413,7 +450,7 @@ async def test_a_drain_ends_the_wait_for_a_subscription(tmp_path: Path) -> None:
 
 async def test_a_hub_that_stops_leaves_no_connection(real_source: UrlSource, real_client: ArqRedis) -> None:
     hub = Hub(real_source)
-    async with hub.running(), hub.watch("job"):
+    async with hub.running(), watch(hub, "job"):
         assert await subscribers(real_client, "job") == 1
     await until(lambda: nobody_watches(real_client, "job"))
     assert [one for one in asyncio.all_tasks() if one.get_name().startswith("hub")] == []
@@ -432,6 +469,6 @@ async def test_a_hub_ends_although_a_cancellation_was_swallowed(
 
     monkeypatch.setattr("jobstream_api.live.hub.read_versions", swallow)
     hub = Hub(source, look=0.01)
-    async with hub.running(), hub.watch("job"):
+    async with hub.running(), watch(hub, "job"):
         await looked.wait()
     assert [one for one in asyncio.all_tasks() if one.get_name().startswith("hub")] == []

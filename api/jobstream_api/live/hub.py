@@ -1,22 +1,30 @@
 """The hub: one Redis subscription connection per process, however many watchers; it fans a job's events out.
 
-Why nothing is lost and nothing comes twice (with `live/feed.py` and `live/follow.py`):
+Why nothing is lost and nothing comes twice (with `live/follow.py`):
 
-1. A job's versions rise by one; one script writes record and log and publishes. A follower sends an event only when it
-   continues the version that it sent or read last: what it has already is skipped, behind a gap it reads the log. A
+1. A job's versions rise by one; one script writes record and log and publishes. A follower takes an event only when it
+   continues the version that it was sent or read last: what it has already is skipped, behind a gap it reads the log. A
    message that comes late, twice or never costs a read, never an event, wherever it went astray.
-2. A gap shows with the next message. Where there may be no next one the feed is made stale, and a stale feed's follower
-   reads the log: at the join, at every acknowledgement of a subscription (nothing is known of the time before it),
-   after an overflow, and when `_look` finds a record ahead of what was heard (a lost *last* message).
-3. `watch` returns when Redis has acknowledged the subscription on the connection that the hub listens to, and the
-   follower reads after that: a later change reaches the feed, an earlier one is in what it reads. Was it the late
+2. A gap shows with the next message. Where there may be no next one the follower is made stale, and a stale follower
+   reads the log: at every acknowledgement of a subscription (nothing is known of the time before it), when it was full,
+   and when `_look` finds a record ahead of what was heard (a lost *last* message).
+3. `subscribe` returns when Redis has acknowledged the subscription on the connection that the hub listens to, and the
+   follower reads after that: a later change is heard, an earlier one is in what it reads. Was it the late
    acknowledgement of a subscription that is being given up, then the new one's follows, and 2 holds.
-4. Only `_steer` sends SUBSCRIBE and UNSUBSCRIBE, one after the other, from the table: watchers change the table and
+4. A read serves all followers that asked for the same before it *began*; whoever asks later gets one of his own. What a
+   follower hears while it waits for its page is kept, and put behind it.
+5. Only `_steer` sends SUBSCRIBE and UNSUBSCRIBE, one after the other, from the table: watchers change the table and
    ring. A watcher's cancellation cannot tear the connection, and no UNSUBSCRIBE overtakes a newer watcher's SUBSCRIBE.
    A channel without watchers stays, subscribed, until `_steer` takes it out: who comes before that joins it.
-5. A connection that is silent and does not answer a PING is given up (redis-py asks, but does not mind the answer): a
+6. A channel's frames go out in the order in which they came: at once to a few followers; to many in slices, by one pump
+   per channel, so that a job with thousands of watchers keeps nobody waiting. Progress is held for `STATE_SECONDS` at
+   most, and goes out before whatever comes behind it. It stands for the progress that it has replaced, so it is no gap.
+7. Ids carry the epoch, the name of Redis's history. It is read after every connection and with every look, and told to
+   a follower before anything of the new history: `begin_anew`. A page of another epoch than the hub's is thrown away.
+8. A connection that is silent and does not answer a PING is given up (redis-py asks, but does not mind the answer): a
    frozen server or a half-open link is noticed within three times `quiet` seconds.
-6. A feed is bounded: of progress the latest stays, and one that overflows is emptied and stale. Nobody waits for it.
+9. What waits for a follower, and for a pump, is bounded: when it is full, followers become stale. Nobody waits for
+   anybody: `hear` and `ready` do not wait, and what must wait for a socket does so in a task of that socket.
 
 All of it runs in one event loop: between two awaits nothing else touches the tables.
 """
@@ -26,16 +34,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from jobstream import keys
 from jobstream.cancellation import cancel
-from jobstream.events import JobEvent, parse_message, read_versions
+from jobstream.errors import JobGone, JobNotFound
+from jobstream.events import JobEvent, parse_message, purged_record, read_epoch, read_snapshot, read_versions
 from jobstream.redis import RedisSource, is_unavailable
-from jobstream_api.live.feed import Feed
+from jobstream.store import was_purged
+from jobstream_api.live.frame import Frame, event_frame
+from jobstream_api.live.page import Page, job_json
 
 logger = logging.getLogger("jobstream.hub")
 
@@ -43,10 +57,22 @@ SUBSCRIBE_SECONDS = 3.0
 """How long a watcher waits for its subscription."""
 
 READERS = 16
-"""Followers that read the log at a time: a reconnect makes all feeds stale at once, and the connections are few."""
+"""Reads of logs at a time: a reconnect makes all followers stale at once, and the connections are few."""
+
+PAGE_EVENTS = 256
+"""Log entries read at a time: a watcher that is slow holds no more of them than this."""
 
 SLICE = 64
-"""Events put into feeds in one go: followers and other requests have their turn in between."""
+"""Followers told in one go: others have their turn in between."""
+
+QUEUED = 512
+"""Frames that may wait for a channel's pump."""
+
+STATE_SECONDS = 0.05
+"""Progress of a job goes out no more often than this."""
+
+DRAIN_SECONDS = 0.5
+"""Over which time the streams of a process that ends are told so."""
 
 LOOK_BATCH = 500
 """Records looked at in one round trip."""
@@ -55,46 +81,78 @@ _PAUSE_SECONDS = 0.05
 _PAUSE_MAX_SECONDS = 1.0
 
 
+class Listener(Protocol):
+    """What the hub knows of a follower. Its methods must neither wait nor raise."""
+
+    job_id: str
+    version: int
+
+    def hear(self, frame: Frame) -> None: ...
+    def make_stale(self) -> None: ...
+    def begin_anew(self) -> None: ...
+    def close(self) -> None: ...
+    def read_done(self, page: Page) -> None: ...
+    def read_failed(self, error: Exception) -> None: ...
+
+
 class _Channel:
-    """A watched job: its feeds, the last version heard, and how far its subscription is on this connection."""
+    """A watched job: its followers, the last version heard, and how far its subscription is on this connection."""
+
+    __slots__ = ("asked", "followers", "held", "pumping", "queue", "subscribed", "told_at", "version", "waiting")
 
     def __init__(self) -> None:
-        self.feeds: set[Feed] = set()
+        self.followers: dict[Listener, None] = {}
         self.version = 0
         self.asked = False
         self.subscribed = asyncio.Event()
+        self.held: Frame | None = None
+        """Progress that goes out a little later."""
+        self.waiting: asyncio.TimerHandle | None = None
+        self.told_at = 0.0
+        self.queue: deque[Frame] | None = None
+        self.pumping = False
 
-    def make_stale(self) -> None:
-        """Every follower reads the log."""
-        for feed in self.feeds:
-            feed.make_stale()
+
+class _Read:
+    """A read of a log that has not begun: who wants it."""
+
+    __slots__ = ("followers", "page")
+
+    def __init__(self) -> None:
+        self.page: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
+        self.followers: list[Listener] = []
 
 
 class Hub:
     """Use `running()` for as long as jobs are watched.
 
     `quiet`: seconds of silence until Redis is asked whether it is there, and seconds that it has for the answer.
-    `look`: seconds between two looks for lost last messages.
+    `look`: seconds between two looks for lost last messages. `prefix` goes before the links of the jobs it tells of.
     """
 
-    def __init__(self, source: RedisSource, *, quiet: float = 5.0, look: float = 15.0) -> None:
+    def __init__(self, source: RedisSource, *, quiet: float = 5.0, look: float = 15.0, prefix: str = "") -> None:
         self._source = source
+        self._client: Redis = source.client()
+        self._prefix = prefix
         self._quiet = quiet
         self._look_every = look
         self._channels: dict[str, _Channel] = {}
         self._touched: set[str] = set()
         self._turned = asyncio.Event()
         self._heard = asyncio.Event()
-        self._filled = 0
-        self._draining = False
+        self._reads: dict[tuple[str, int], _Read] = {}
+        self._readers = asyncio.Semaphore(READERS)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._listening = False
-        self.readers = asyncio.Semaphore(READERS)
-        """Held by a follower while it reads the log."""
+        self.draining = False
+        """True when the process is shutting down: nobody is admitted any more."""
+        self.known_epoch: str | None = None
+        """The name of Redis's history as last read; ids of frames carry it."""
 
     @property
     def watchers(self) -> int:
-        """How many feeds there are."""
-        return sum(len(channel.feeds) for channel in self._channels.values())
+        """How many followers there are."""
+        return sum(len(channel.followers) for channel in self._channels.values())
 
     @property
     def channels(self) -> int:
@@ -107,65 +165,240 @@ class Hub:
         return self._listening
 
     def drain(self) -> None:
-        """Close every feed, and every one that is opened from now on."""
-        self._draining = True
+        """Close every follower, spread over `DRAIN_SECONDS`; nobody is admitted from now on. Call it in the loop."""
+        if self.draining:
+            return
+        self.draining = True
+        followers: list[Listener] = []
         for channel in self._channels.values():
             channel.subscribed.set()  # whoever waits for it need not
-            for feed in channel.feeds:
-                feed.close()
+            followers += channel.followers
+        random.shuffle(followers)
+        for follower in followers[:SLICE]:
+            follower.close()
+        if len(followers) > SLICE:
+            self._start(self._close_rest(followers[SLICE:]), "hub-close")
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen while the block runs."""
-        tasks = {
-            asyncio.create_task(self._listen_for_ever(), name="hub-listen"),
-            asyncio.create_task(self._look_for_ever(), name="hub-look"),
-        }
+        self._start(self._listen_for_ever(), "hub-listen")
+        self._start(self._look_for_ever(), "hub-look")
         try:
             yield
         finally:
             self.drain()
-            await cancel(*tasks)
+            for channel in self._channels.values():
+                for follower in tuple(channel.followers):
+                    follower.close()
+                if channel.waiting is not None:
+                    channel.waiting.cancel()
+            await cancel(*self._tasks)
+            await self._client.aclose()
 
-    @contextlib.asynccontextmanager
-    async def watch(self, job_id: str) -> AsyncIterator[Feed]:
-        """A feed of the job's events from now on, stale at first: read the log, then go on with the feed.
+    async def subscribe(self, job_id: str, follower: Listener) -> None:
+        """From now on the follower hears the job's events, until `leave`.
 
-        Redis has acknowledged the subscription when this returns; a draining hub gives a closed feed at once. Raises
-        TimeoutError when Redis is away.
+        Redis has acknowledged the subscription when this returns, or the hub is draining. Raises TimeoutError when
+        Redis is away; `leave` in any case.
         """
-        feed = Feed()
-        if self._draining:
-            feed.close()
-            yield feed
+        if self.draining:
             return
-        channel = self._channels.setdefault(job_id, _Channel())
-        channel.feeds.add(feed)
+        channel = self._channels.get(job_id)
+        if channel is None:
+            channel = self._channels[job_id] = _Channel()
+        channel.followers[follower] = None
         if not channel.asked:
             self._touch(job_id)
-        try:
+        if not channel.subscribed.is_set():
             async with asyncio.timeout(SUBSCRIBE_SECONDS):
                 await channel.subscribed.wait()
-            yield feed
-        finally:  # without an await: a cancellation cannot come between
-            channel.feeds.discard(feed)
-            if not channel.feeds and self._channels.get(job_id) is channel:
-                self._leave(job_id, channel)
 
-    def _touch(self, job_id: str) -> None:
-        self._touched.add(job_id)
-        self._turned.set()
-
-    def _leave(self, job_id: str, channel: _Channel) -> None:
+    def leave(self, job_id: str, follower: Listener) -> None:
+        """The follower hears nothing any more; the last one that leaves ends the subscription."""
+        channel = self._channels.get(job_id)
+        if channel is None or channel.followers.pop(follower, self) is self or channel.followers:
+            return
         if channel.asked:
             self._touch(job_id)
         else:
             del self._channels[job_id]
 
+    async def epoch(self) -> str:
+        """The name of Redis's history. Raises redis-py's errors when it is not known yet and Redis is away."""
+        if self.known_epoch is None:
+            await self._learn_epoch()
+        assert self.known_epoch is not None
+        return self.known_epoch
+
+    def suspect_fork(self) -> None:
+        """A record is behind what Redis itself had said: some of its history is lost, so the epoch must change."""
+        self._start(self._fork(), "hub-fork")
+
+    async def read(self, job_id: str, after: int) -> Page:
+        """Record and log behind a version. Raises JobNotFound, JobGone, and redis-py's errors when Redis is away."""
+        return await asyncio.shield(self._want(job_id, after).page)
+
+    def read_for(self, follower: Listener) -> None:
+        """The same behind the follower's version; the answer goes to `read_done` or `read_failed`."""
+        self._want(follower.job_id, follower.version).followers.append(follower)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def _want(self, job_id: str, after: int) -> _Read:
+        read = self._reads.get((job_id, after))
+        if read is None:
+            read = self._reads[job_id, after] = _Read()
+            self._start(self._run(job_id, after), "hub-read")
+        return read
+
+    async def _run(self, job_id: str, after: int) -> None:
+        async with self._readers:
+            read = self._reads.pop((job_id, after))  # it begins: whoever comes now is too late for it
+            try:
+                page = await self._page(job_id, after)
+            except Exception as error:
+                read.page.set_exception(error)
+                read.page.exception()  # there may be nobody who waits for it: that is no mistake
+                async for follower in _sliced(read.followers):
+                    follower.read_failed(error)
+                return
+            except BaseException:
+                read.page.cancel()
+                raise
+        read.page.set_result(page)
+        async for follower in _sliced(read.followers):
+            follower.read_done(page)
+
+    async def _page(self, job_id: str, after: int) -> Page:
+        epoch = await self.epoch()
+        snapshot = await read_snapshot(self._client, job_id, after=after, limit=PAGE_EVENTS)
+        if snapshot is not None:
+            return Page(snapshot, after=after, epoch=epoch, prefix=self._prefix)
+        if await was_purged(self._client, job_id):
+            raise JobGone(f"Job {job_id} was purged")
+        raise JobNotFound(f"There is no job {job_id[:64]!r}")
+
+    # --- the epoch --------------------------------------------------------------------------------------------------
+
+    async def _learn_epoch(self) -> None:
+        self._set_epoch(await read_epoch(self._client))
+
+    async def _fork(self) -> None:
+        known = self.known_epoch
+        try:
+            if known is not None:
+                self._set_epoch(await read_epoch(self._client, other_than=known))
+        except Exception as error:
+            if not is_unavailable(error):
+                logger.exception("the epoch cannot be changed")
+
+    def _set_epoch(self, epoch: str) -> None:
+        known, self.known_epoch = self.known_epoch, epoch
+        if known is None or known == epoch:
+            return
+        logger.warning("Redis has gone back in its history, or another one has taken over: all watchers begin anew")
+        for channel in self._channels.values():
+            channel.version = 0
+            channel.held, channel.queue = None, None
+            for follower in tuple(channel.followers):
+                follower.begin_anew()
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def _hear_event(self, channel: _Channel, event: JobEvent) -> None:
+        channel.version = event.version
+        if self.known_epoch is None:
+            return  # followers that join will read it
+        frame = event_frame(event, self.known_epoch)
+        if event.kind == "progress":
+            self._hold(channel, frame)
+            return
+        if event.kind == "done" and (record := purged_record(event.data)) is not None:
+            frame.data = job_json(record, prefix=self._prefix)
+        self._release(channel)
+        self._tell(channel, frame)
+
+    def _hold(self, channel: _Channel, frame: Frame) -> None:
+        held = channel.held
+        if held is not None:
+            if frame.since != held.version + 1:  # a gap: let it be seen
+                self._tell(channel, held)
+            else:
+                frame.since = held.since
+        channel.held = frame
+        if channel.waiting is None:
+            loop = asyncio.get_running_loop()
+            wait = channel.told_at + STATE_SECONDS - loop.time()
+            if wait <= 0:
+                self._release(channel)
+            else:
+                channel.waiting = loop.call_later(wait, self._release, channel)
+
+    def _release(self, channel: _Channel) -> None:
+        """What is held goes out."""
+        if channel.waiting is not None:
+            channel.waiting.cancel()
+            channel.waiting = None
+        frame, channel.held = channel.held, None
+        if frame is not None:
+            channel.told_at = asyncio.get_running_loop().time()
+            self._tell(channel, frame)
+
+    def _tell(self, channel: _Channel, frame: Frame) -> None:
+        if not channel.pumping and len(channel.followers) <= SLICE:
+            for follower in tuple(channel.followers):
+                follower.hear(frame)
+            return
+        if channel.queue is None:
+            channel.queue = deque()
+        queue = channel.queue
+        last = queue[-1] if queue else None
+        if frame.event == "progress" and last and last.event == "progress" and frame.since == last.version + 1:
+            frame.since = queue.pop().since
+        queue.append(frame)
+        if len(queue) > QUEUED:
+            queue.clear()
+            for follower in tuple(channel.followers):
+                follower.make_stale()
+        elif not channel.pumping:
+            channel.pumping = True
+            self._start(self._pump(channel), "hub-pump")
+
+    async def _pump(self, channel: _Channel) -> None:
+        try:
+            while channel.queue:
+                frame = channel.queue.popleft()
+                followers = tuple(channel.followers)
+                for start in range(0, len(followers), SLICE):
+                    for follower in followers[start : start + SLICE]:
+                        follower.hear(frame)
+                    await asyncio.sleep(0)
+        finally:
+            channel.pumping = False
+
+    async def _close_rest(self, followers: list[Listener]) -> None:
+        pause = DRAIN_SECONDS * SLICE / len(followers)
+        for start in range(0, len(followers), SLICE):
+            await asyncio.sleep(pause)
+            for follower in followers[start : start + SLICE]:
+                follower.close()
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- the connection ---------------------------------------------------------------------------------------------
+
+    def _touch(self, job_id: str) -> None:
+        self._touched.add(job_id)
+        self._turned.set()
+
     async def _listen_for_ever(self) -> None:
         clock = asyncio.get_running_loop().time
         pause = _PAUSE_SECONDS
-        while not self._draining:
+        while not self.draining:
             began = clock()
             try:
                 await self._listen()
@@ -188,6 +421,7 @@ class Hub:
                 # connection, whose handshake has none: subscribers have no read timeout.
                 async with asyncio.timeout(self._quiet):
                     await pubsub.subscribe(keys.CATALOGUE_CHANGED)
+                    await self._learn_epoch()
                 self._touched.update(self._channels)
                 self._turned.set()
                 self._listening = True
@@ -211,9 +445,9 @@ class Hub:
         self._listening = False
         for job_id, channel in list(self._channels.items()):
             channel.asked = False
-            if not self._draining:
+            if not self.draining:
                 channel.subscribed.clear()
-            if not channel.feeds:
+            if not channel.followers:
                 del self._channels[job_id]
 
     async def _steer(self, pubsub: PubSub) -> None:
@@ -227,7 +461,7 @@ class Hub:
                 channel = self._channels.get(job_id)
                 if channel is None:
                     continue
-                if not channel.feeds:
+                if not channel.followers:
                     del self._channels[job_id]
                     old.append(job_id)
                 elif not channel.asked:
@@ -249,6 +483,7 @@ class Hub:
                     await self._heard.wait()
 
     async def _hear(self, pubsub: PubSub) -> None:
+        since_pause = 0
         while True:
             message = await pubsub.get_message(timeout=None)
             self._heard.set()
@@ -259,42 +494,43 @@ class Hub:
                 continue
             if message["type"] == "subscribe":
                 channel.subscribed.set()
-                channel.make_stale()
+                for follower in tuple(channel.followers):
+                    follower.make_stale()
             elif message["type"] == "message":
-                event = parse_message(message["data"])
-                channel.version = event.version
-                await self._fan_out(channel, event)
-
-    async def _fan_out(self, channel: _Channel, event: JobEvent) -> None:
-        for feed in tuple(channel.feeds):
-            feed.put(event)
-            self._filled += 1
-            if self._filled % SLICE == 0:
+                self._hear_event(channel, parse_message(message["data"]))
+            since_pause += 1
+            if since_pause == SLICE:  # what has come already is read without waiting: let others have their turn
+                since_pause = 0
                 await asyncio.sleep(0)
 
     async def _look_for_ever(self) -> None:
-        client = self._source.client()
-        try:
-            while True:
-                await asyncio.sleep(self._look_every)
-                try:
-                    await self._look(client)
-                except Exception as error:
-                    if not is_unavailable(error):
-                        logger.exception("the look for lost messages failed")
-        finally:
-            await client.aclose()
+        while True:
+            await asyncio.sleep(self._look_every)
+            try:
+                await self._learn_epoch()
+                await self._look()
+            except Exception as error:
+                if not is_unavailable(error):
+                    logger.exception("the look for lost messages failed")
 
-    async def _look(self, client: Redis) -> None:
+    async def _look(self) -> None:
         """Compare what was heard with the records. A message that is still under way costs a read, no more."""
         watched = list(self._channels)
         for start in range(0, len(watched), LOOK_BATCH):
             job_ids = watched[start : start + LOOK_BATCH]
-            for job_id, version in zip(job_ids, await read_versions(client, job_ids), strict=True):
+            for job_id, version in zip(job_ids, await read_versions(self._client, job_ids), strict=True):
                 channel = self._channels.get(job_id)
                 if channel is None:
                     continue
-                for feed in channel.feeds:
-                    # Behind what was read: gone, or history went back.
-                    if version is None or version < feed.version or version > max(channel.version, feed.version):
-                        feed.make_stale()
+                for follower in tuple(channel.followers):
+                    # None, or behind what was read: it is gone, or history went back.
+                    if version is None or not follower.version <= version <= max(channel.version, follower.version):
+                        follower.make_stale()
+
+
+async def _sliced(followers: Iterable[Listener]) -> AsyncIterator[Listener]:
+    """Each of them, with others' turns in between."""
+    for number, follower in enumerate(followers, start=1):
+        yield follower
+        if number % SLICE == 0:
+            await asyncio.sleep(0)

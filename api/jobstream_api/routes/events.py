@@ -1,21 +1,27 @@
-"""`GET /jobs/{id}/events`: every change of a job, live and resumable."""
+"""`GET /jobs/{id}/events`: every change of a job, live and resumable, as Server-Sent Events or as JSON lines."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from jobstream.errors import InvalidParameter
 from jobstream.events import EventId, parse_event_id
+from jobstream_api import problems
 from jobstream_api.live.follow import Follower
-from jobstream_api.live.sse import event_stream
+from jobstream_api.live.frame import WireFormat
+from jobstream_api.live.ndjson import NDJSON
+from jobstream_api.live.sse import SSE
+from jobstream_api.live.stream import EventStream
 from jobstream_api.service import Service
+
+_LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
-    """The event stream of one job, as Server-Sent Events."""
+    """The event stream of one job."""
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -23,30 +29,36 @@ def add_routes(router: APIRouter, service: Service) -> None:
         summary="Follow the job: snapshot, status, progress, log, chunk, done",
         response_class=Response,
         responses={
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            200: {
+                "content": {
+                    "text/event-stream": {"schema": {"type": "string"}},
+                    "application/x-ndjson": {"schema": {"type": "string"}},
+                }
+            },
             204: {"description": "`done` was seen already: there is nothing to follow"},
         },
     )
     async def events(
+        request: Request,
         job_id: str,
         last_event_id: Annotated[str | None, Header(description="Resume behind this event")] = None,
         after: Annotated[
             str | None, Query(alias="last_event_id", description="The same, for a first connection")
         ] = None,
     ) -> Response:
-        follower = Follower(
-            service.client,
-            service.hub,
-            job_id,
-            epoch=await service.epoch(),
-            after=_event_id(last_event_id or after),
-            heartbeat=service.settings.heartbeat_seconds,
-            prefix=service.prefix,
-        )
-        return await event_stream(follower.frames()) or Response(status_code=204)
+        follower = Follower(service.hub, job_id, after=event_id(last_event_id or after))
+        return EventStream(follower, wanted_format(request), service.streams, refuse=problems.respond)
 
 
-def _event_id(text: str | None) -> EventId | None:
+def wanted_format(request: Request) -> WireFormat:
+    """JSON lines when `Accept` names them and not event streams, which are the default."""
+    accept = request.headers.get("accept", "").lower()
+    lines = any(name in accept for name in _LINES) and "text/event-stream" not in accept
+    return NDJSON if lines else SSE
+
+
+def event_id(text: str | None) -> EventId | None:
+    """The id to resume behind. Raises InvalidParameter for one that no stream has given."""
     if not text:
         return None
     parsed = parse_event_id(text)
