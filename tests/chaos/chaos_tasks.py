@@ -192,3 +192,42 @@ def loud_thread(job: JobContext, seconds: float) -> int:
 def loud_process(job: JobContext, seconds: float) -> int:
     """The same in a process."""
     return _loud(job, seconds)
+
+
+FEAST_BYTES = 1 << 30
+
+
+def feast() -> None:
+    """Take memory until the kernel ends it."""
+    taken: list[bytes] = []
+    while sum(map(len, taken)) < FEAST_BYTES:
+        taken.append(b"x" * (8 << 20))
+        time.sleep(0.001)
+    time.sleep(30)  # nobody limits us: a test is to end it
+
+
+@task(timeout=60)
+def hog(job: JobContext, where: str, gate: str) -> int:
+    """Take all memory of the worker when the file `gate` exists; in the second attempt be modest."""
+    begin(job, where)
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    if job.attempt == 1:
+        feast()
+    return job.attempt
+
+
+@task(name="hog-process", executor="process", timeout=60)
+def hog_process(job: JobContext, where: str) -> None:
+    """Take all memory there is."""
+    note(where, "feasts", job.id, job.attempt, os.getpid())
+    feast()
+
+
+@task(name="hog-again", executor="process", retry=RetryPolicy(attempts=2, backoff=0.1), timeout=60)
+def hog_again(job: JobContext, where: str) -> int:
+    """The same in the first attempt."""
+    note(where, "feasts", job.id, job.attempt, os.getpid())
+    if job.attempt == 1:
+        feast()
+    return os.getpid()
