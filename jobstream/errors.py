@@ -5,6 +5,8 @@ JobstreamError
 ├── InvalidParameter        422  a query option or header of the request is not understood
 ├── IdempotencyMismatch     422  the Idempotency-Key stands for a request with another payload
 ├── MalformedBody           400  the body cannot be parsed
+├── Unauthorized            401  no key, token or ticket, or none that is valid
+├── Forbidden               403  the caller lacks a scope
 ├── UnknownTask             404  no worker has announced a task of that name
 ├── JobNotFound             404  no job of that id
 ├── JobGone                 410  the job was cancelled, purged or has expired
@@ -87,6 +89,34 @@ class MalformedBody(JobstreamError):
 
     status = 400
     code = "malformed-body"
+
+
+class Unauthorized(JobstreamError):
+    """A valid API key, token or ticket is needed
+
+    `given`: one was sent, and is not valid.
+    """
+
+    status = 401
+    code = "unauthorized"
+
+    def __init__(self, detail: str = "", *, given: bool = False) -> None:
+        super().__init__(detail)
+        self.given = given
+
+
+class Forbidden(JobstreamError):
+    """The caller may not do that
+
+    `scope`: what it lacks.
+    """
+
+    status = 403
+    code = "forbidden"
+
+    def __init__(self, detail: str = "", *, scope: str) -> None:
+        super().__init__(detail)
+        self.scope = scope
 
 
 class UnknownTask(JobstreamError):

@@ -86,6 +86,13 @@ CATALOGUE_CHANGED: Final = "jobstream:catalogue:changed"
 EPOCH: Final = "jobstream:epoch"
 """string, `<eight hex digits> <replication id>`: names this history; the deployment's, kept as long as the data."""
 
+API_KEY: Final = "jobstream:key:"
+"""hash, an API key without its secret; owner: the deployment. One that expires goes 30 days after that."""
+API_KEYS: Final = "jobstream:keys"
+"""zset key id → created ms; owner: the deployment. A list removes those that are gone."""
+TICKET_SECRET: Final = "jobstream:ticket-secret"
+"""string, signs tickets; made once, owner: the deployment."""
+
 
 def queue(name: str) -> str:
     """zset id → ms when due (arq's `queue_name`); `default` is arq's own default queue."""
@@ -145,6 +152,11 @@ def control(worker_id: str) -> str:
 def worker(worker_id: str) -> str:
     """hash, see WORKER."""
     return WORKER + worker_id
+
+
+def api_key(key_id: str) -> str:
+    """hash, see API_KEY."""
+    return API_KEY + key_id
 
 
 def index(

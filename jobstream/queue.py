@@ -13,6 +13,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from jobstream import keys, store
+from jobstream.caller import TENANT
 from jobstream.errors import (
     CancelledByClient,
     IdempotencyMismatch,
@@ -39,8 +40,6 @@ MAX_SECONDS = 366 * 86_400.0
 TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
 TAGS_MAX = 20
 PRIORITY_MAX = 100
-OWNER = re.compile(r"[!-~]{1,128}\Z")
-"""A tenant's name: visible ASCII."""
 
 ALL_JOBS = JobFilter()
 
@@ -161,7 +160,7 @@ class Queue:
         """
         options = options or SubmitOptions()
         options.check()
-        if owner is not None and not OWNER.match(owner):
+        if owner is not None and not TENANT.match(owner):
             raise InvalidParameter("owner is 1 to 128 visible ASCII characters, without spaces")
         queue = options.queue or default_queue
         fields: dict[str, str | float | int] = {
@@ -211,7 +210,7 @@ class Queue:
         """The job. Raises JobNotFound, or JobGone within a day after it was purged."""
         record = await store.read_record(self.client, job_id)
         if record is None or not store.is_visible(record.get(b"owner"), owner):
-            raise await self._missing(job_id, owner)
+            raise await self.missing(job_id, owner=owner)
         return self._job(record)
 
     async def check_visible(self, job_id: str, *, owner: str | None) -> None:
@@ -242,7 +241,7 @@ class Queue:
             self.client, key_names=[keys.queue(queue)], args=[job_id, queue, round(LIVE_SECONDS * 1000)]
         )
         if not answer:
-            raise await self._missing(job_id, owner)
+            raise await self.missing(job_id, owner=owner)
         verdict, stored = answer
         if verdict == b"lost":
             raise JobConflict(f"Job {job_id} cannot be run again: its input was not kept")
@@ -256,7 +255,7 @@ class Queue:
             "Awaitable[list[bytes | None]]", self.client.hmget(keys.record(job_id), ["queue", "owner"])
         )
         if queue is None or not store.is_visible(stored, owner):
-            raise await self._missing(job_id, owner)
+            raise await self.missing(job_id, owner=owner)
         return queue.decode()
 
     async def _stop(self, job_id: str, owner: str | None, *, purge: bool) -> Outcome:
@@ -265,11 +264,12 @@ class Queue:
             self.client, key_names=[keys.queue(queue)], args=[job_id, "1" if purge else "", CANCELLED]
         )
         if not answer:
-            raise await self._missing(job_id, owner)
+            raise await self.missing(job_id, owner=owner)
         verdict, stored = answer
         return Outcome(job=self._job(pairs(stored)), stopping=verdict == b"cancelling", was_done=verdict == b"done")
 
-    async def _missing(self, job_id: str, owner: str | None) -> JobNotFound | JobGone:
+    async def missing(self, job_id: str, *, owner: str | None = None) -> JobNotFound | JobGone:
+        """The error for a job that is not there, or not the owner's."""
         if await store.was_purged(self.client, job_id, owner=owner):
             return JobGone(f"Job {job_id} was purged")
         return JobNotFound(f"There is no job {job_id[:64]!r}")

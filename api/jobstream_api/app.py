@@ -9,13 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api import problems
+from jobstream_api.auth.gate import PUBLIC, Authenticate, Gate
 from jobstream_api.openapi import FAILURE, OpenApi
 from jobstream_api.problems import ProblemRoute
 from jobstream_api.routes import events, health, jobs, results, tasks
@@ -32,15 +33,19 @@ DESCRIPTION = """Hand work over, keep the ticket, watch it live.
 """
 
 
-def create_router(service: Service) -> APIRouter:
-    """All resources of the wire contract; its lifespan runs the service."""
+def create_router(service: Service, *, authenticate: Authenticate | None = None) -> APIRouter:
+    """All resources of the wire contract; its lifespan runs the service.
+
+    `authenticate`: says who is asking, for an app that knows its users; without it the service's settings do.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
         async with service.running():
             yield
 
-    router = APIRouter(route_class=ProblemRoute, lifespan=lifespan)
+    gate = Gate(authenticate) if authenticate else service.gate
+    router = APIRouter(route_class=ProblemRoute, lifespan=lifespan, dependencies=[Depends(gate)])
     for resource in (health, tasks, jobs, events, results):  # results last: its routes match any name
         resource.add_routes(router, service)
     problems.name_allowed_methods(router)
@@ -74,20 +79,20 @@ def _add_docs(app: FastAPI, service: Service) -> None:
     static = Path(str(resources.files("fastapi_offline"))) / "static"
     app.mount("/static/docs", StaticFiles(directory=static), name="docs-static")
 
-    @app.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False, dependencies=[PUBLIC])
     async def root(request: Request) -> Response:
         if accepts_html(request):
             return RedirectResponse("/docs", status_code=303)
         links = {"tasks": "/tasks", "jobs": "/jobs", "docs": "/docs", "openapi": "/openapi.json"}
         return JSONResponse({"service": "jobstream", "version": VERSION, "links": links})
 
-    @app.get("/openapi.json", include_in_schema=False)
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[PUBLIC])
     async def openapi() -> JSONResponse:
         with contextlib.suppress(Exception):  # Redis is away: the document is what was known
             await service.tasks.refresh()
         return JSONResponse(document())
 
-    @app.get("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False, dependencies=[PUBLIC])
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -97,7 +102,7 @@ def _add_docs(app: FastAPI, service: Service) -> None:
             swagger_favicon_url="/static/docs/favicon.png",
         )
 
-    @app.get("/redoc", include_in_schema=False)
+    @app.get("/redoc", include_in_schema=False, dependencies=[PUBLIC])
     async def redoc() -> HTMLResponse:
         return get_redoc_html(
             openapi_url="/openapi.json",

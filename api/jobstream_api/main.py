@@ -13,6 +13,7 @@ import uvicorn
 from jobstream.errors import ConfigurationError
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api.app import create_app
+from jobstream_api.auth.settings import check_exposure
 from jobstream_api.live.edge import Edge
 from jobstream_api.service import Service
 from jobstream_api.settings import ApiSettings
@@ -36,7 +37,8 @@ class Server(uvicorn.Server):
 
 
 def create_server(settings: ApiSettings, source: RedisSource) -> Server:
-    """A server for the app, not yet started: `await server.serve()`."""
+    """A server for the app, not yet started: `await server.serve()`. Raises ConfigurationError."""
+    check_exposure(settings, settings.host)
     app = create_app(settings, source)
     config = uvicorn.Config(
         Edge(app),

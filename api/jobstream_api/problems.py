@@ -17,7 +17,15 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from jobstream.errors import FieldError, InvalidParameter, JobstreamError, MalformedBody, RedisUnavailable
+from jobstream.errors import (
+    FieldError,
+    Forbidden,
+    InvalidParameter,
+    JobstreamError,
+    MalformedBody,
+    RedisUnavailable,
+    Unauthorized,
+)
 from jobstream.problem import problem
 from jobstream.redis import is_unavailable
 from jobstream.task import json_pointer
@@ -45,8 +53,16 @@ def respond(error: Exception, request: Request) -> Response:
     if known is None:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         known = JobstreamError("See the service's log.")
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if known.status == 503 else None
-    return problem_response(problem(known), instance=request.url.path, headers=headers)
+    return problem_response(problem(known), instance=request.url.path, headers=_headers(known))
+
+
+def _headers(error: JobstreamError) -> dict[str, str] | None:
+    if isinstance(error, Unauthorized):  # RFC 6750, section 3
+        return {"WWW-Authenticate": 'Bearer realm="jobstream"' + (', error="invalid_token"' if error.given else "")}
+    if isinstance(error, Forbidden):
+        challenge = f'Bearer realm="jobstream", error="insufficient_scope", scope="{error.scope}"'
+        return {"WWW-Authenticate": challenge}
+    return {"Retry-After": str(RETRY_AFTER_SECONDS)} if error.status == 503 else None
 
 
 class ProblemRoute(APIRoute):

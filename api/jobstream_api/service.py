@@ -17,6 +17,8 @@ from jobstream.files import FileStore
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.store import read_record
+from jobstream_api.auth.gate import Gate, authenticate_by
+from jobstream_api.auth.keybook import KeyBook
 from jobstream_api.live.hub import Hub
 from jobstream_api.live.stream import Streams
 from jobstream_api.settings import ApiSettings
@@ -87,6 +89,7 @@ class Service:
         self.tasks = TaskBook(self.client)
         self.hub = Hub(source, prefix=prefix)
         self.streams = Streams(most=settings.max_streams, heartbeat=settings.heartbeat_seconds)
+        self.gate = Gate(authenticate_by(settings, KeyBook(self.client)), open=settings.auth != "on")
         self.files = FileStore(settings.files_dir)
         self.uploads_in_doubt: set[str] = set()
         """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""

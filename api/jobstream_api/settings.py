@@ -6,9 +6,10 @@ from pydantic import Field
 
 from jobstream.files import FileSettings
 from jobstream.redis import RedisSettings
+from jobstream_api.auth.settings import AuthSettings
 
 
-class ApiSettings(RedisSettings, FileSettings):
+class ApiSettings(RedisSettings, FileSettings, AuthSettings):
     """The API's settings: `JOBSTREAM_…` in the environment or in `.env`."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from jobstream.catalogue import read_workers
 from jobstream.errors import Draining
 from jobstream.redis import DURABILITY
+from jobstream_api.auth.gate import PUBLIC
 from jobstream_api.service import Service
 
 READY_SECONDS = 1.0
@@ -36,11 +37,13 @@ class Readiness(BaseModel):
 def add_routes(router: APIRouter, service: Service) -> None:
     """`GET /livez`, `GET /readyz`."""
 
-    @router.get("/livez", tags=["health"], summary="The process answers")
+    @router.get("/livez", tags=["health"], summary="The process answers", dependencies=[PUBLIC])
     async def livez() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/readyz", tags=["health"], summary="Redis answers and the process is not draining")
+    @router.get(
+        "/readyz", tags=["health"], summary="Redis answers and the process is not draining", dependencies=[PUBLIC]
+    )
     async def readyz(
         verbose: Annotated[str | None, Query(description="Give any value to be told more")] = None,
     ) -> Response:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from jobstream.job import Job, JobStatus
 from jobstream.queue import Outcome
 from jobstream.store import PAGE_MAX, JobFilter
+from jobstream_api.auth.gate import Canceller, Reader, Submitter
 from jobstream_api.service import Service
 from jobstream_api.wire import etag, job_response, matches
 
@@ -29,14 +30,21 @@ def add_routes(router: APIRouter, service: Service) -> None:
     @router.get("/jobs", tags=["jobs"], summary="List jobs, newest first", response_model=JobPage)
     async def list_jobs(
         request: Request,
+        caller: Reader,
         status: Annotated[JobStatus | None, Query(description="Only jobs in this state")] = None,
         task: Annotated[str | None, Query(description="Only jobs of this task")] = None,
         tag: Annotated[str | None, Query(description="Only jobs with this tag")] = None,
+        owner: Annotated[
+            str | None, Query(description="Only jobs of this tenant; the caller's, unless it is an admin")
+        ] = None,
         limit: Annotated[int, Query(ge=1, description=f"Jobs per page; more than {PAGE_MAX} is taken as that")] = 50,
         cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
     ) -> Response:
-        wanted = JobFilter(status=status, task=task, tag=tag)
-        jobs, next_cursor = await service.queue.list(wanted, limit=limit, cursor=cursor)
+        wanted = JobFilter(status=status, task=task, tag=tag, owner=owner or caller.sees)
+        jobs: list[Job] = []
+        next_cursor = None
+        if caller.sees in (None, wanted.owner):  # else the list of a stranger: as empty as that of nobody
+            jobs, next_cursor = await service.queue.list(wanted, limit=limit, cursor=cursor)
         headers = {}
         if next_cursor is not None:
             kept = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
@@ -47,8 +55,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
 
     @router.get("/jobs/{job_id}/status", include_in_schema=False)
     @router.get("/jobs/{job_id}", tags=["jobs"], summary="What the job is doing", response_model=Job)
-    async def monitor(job_id: str, request: Request) -> Response:
-        job = await service.queue.get(job_id)
+    async def monitor(job_id: str, request: Request, caller: Reader) -> Response:
+        job = await service.queue.get(job_id, owner=caller.sees)
         if matches(request, job):
             return Response(status_code=304, headers={"ETag": etag(job)})
         return job_response(job)
@@ -60,8 +68,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
         response_model=Job,
         responses={202: {"model": Job, "description": "The job stops"}, 200: {"description": "It had ended"}},
     )
-    async def cancel(job_id: str) -> Response:
-        outcome = await service.queue.cancel(job_id)
+    async def cancel(job_id: str, caller: Canceller) -> Response:
+        outcome = await service.queue.cancel(job_id, owner=caller.sees)
         return job_response(outcome.job, status=200 if outcome.was_done else 202)
 
     @router.post(
@@ -71,8 +79,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
         status_code=202,
         response_model=Job,
     )
-    async def retry(job_id: str) -> Response:
-        return job_response(await service.queue.retry(job_id), status=202)
+    async def retry(job_id: str, caller: Submitter) -> Response:
+        return job_response(await service.queue.retry(job_id, owner=caller.sees), status=202)
 
     @router.delete(
         "/jobs/{job_id}",
@@ -81,8 +89,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
         status_code=204,
         responses={202: {"model": Job, "description": "It runs: it is stopped, then forgotten"}},
     )
-    async def purge(job_id: str) -> Response:
-        return purged(await service.queue.purge(job_id), service)
+    async def purge(job_id: str, caller: Canceller) -> Response:
+        return purged(await service.queue.purge(job_id, owner=caller.sees), service)
 
 
 def purged(outcome: Outcome, service: Service) -> Response:

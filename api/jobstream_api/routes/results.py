@@ -18,8 +18,9 @@ from jobstream.errors import InvalidParameter, JobGone, JobNotFound
 from jobstream.job import Job, JobStatus, job_from_record, new_job_id
 from jobstream.queue import SubmitOptions
 from jobstream.redis import is_unavailable
-from jobstream.store import read_record
+from jobstream.store import is_visible, read_record
 from jobstream.task import RESERVED_NAMES
+from jobstream_api.auth.gate import Canceller, Known, Reader, Submitter
 from jobstream_api.body import BodyReader
 from jobstream_api.problems import problem_response
 from jobstream_api.routes.jobs import purged
@@ -64,7 +65,9 @@ def add_routes(router: APIRouter, service: Service) -> None:
 
     # Documented per task, with types, by jobstream_api.openapi.
     @router.post("/{task:task}", include_in_schema=False)
-    async def submit(task: str, request: Request, query: Annotated[SubmitQuery, Query()]) -> Response:
+    async def submit(
+        task: str, request: Request, caller: Submitter, query: Annotated[SubmitQuery, Query()]
+    ) -> Response:
         validator = await service.tasks.validator(task)
         announced = validator.task
         options = query.options()
@@ -82,6 +85,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
                 default_ttl=announced.ttl,
                 max_attempts=announced.max_attempts,
                 job_id=job_id,
+                owner=caller.tenant,
                 key=f"{task}:{key}" if key else "",
                 fingerprint=_fingerprint(request, data, validator) if key else "",
             )
@@ -99,14 +103,16 @@ def add_routes(router: APIRouter, service: Service) -> None:
         return response
 
     @router.api_route("/{task:task}", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def only_post(task: str) -> Response:
+    async def only_post(task: str, caller: Known) -> Response:
         await service.tasks.validator(task)  # what is no task is 404, whatever the method
         raise HTTPException(405, headers={"Allow": "POST"})
 
     @router.get("/{task:task}/{job_id}", include_in_schema=False)
-    async def result(task: str, job_id: str) -> Response:
+    async def result(task: str, job_id: str, caller: Reader) -> Response:
         record = await read_record(service.client, job_id)
-        job = job_from_record(record, prefix=service.prefix) if record else await service.queue.get(job_id)
+        if record is None or not is_visible(record.get(b"owner"), caller.sees):
+            raise await service.queue.missing(job_id, owner=caller.sees)
+        job = job_from_record(record, prefix=service.prefix)
         _check_task(job, task)
         link = {"Link": monitor_link(job)}
         if not job.done:
@@ -115,12 +121,12 @@ def add_routes(router: APIRouter, service: Service) -> None:
             raise JobGone(f"Job {job_id} was cancelled")
         if job.error is not None:
             return problem_response(job.error.model_dump(), instance=job.links.result, headers=link)
-        return Response(record[b"result"] if record else b"null", media_type="application/json", headers=link)
+        return Response(record[b"result"], media_type="application/json", headers=link)
 
     @router.delete("/{task:task}/{job_id}", include_in_schema=False)
-    async def purge(task: str, job_id: str) -> Response:
-        _check_task(await service.queue.get(job_id), task)
-        return purged(await service.queue.purge(job_id), service)
+    async def purge(task: str, job_id: str, caller: Canceller) -> Response:
+        _check_task(await service.queue.get(job_id, owner=caller.sees), task)
+        return purged(await service.queue.purge(job_id, owner=caller.sees), service)
 
 
 def _idempotency_key(request: Request) -> str:

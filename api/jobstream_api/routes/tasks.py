@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from jobstream.catalogue import Announcement, WorkerInfo, find, read_workers
+from jobstream_api.auth.gate import Known
 from jobstream_api.service import Service
 
 
@@ -40,13 +41,13 @@ def add_routes(router: APIRouter, service: Service) -> None:
     """`GET /tasks`, `GET /tasks/{task}`."""
 
     @router.get("/tasks", tags=["tasks"], summary="What can be submitted")
-    async def tasks() -> TaskList:
+    async def tasks(caller: Known) -> TaskList:
         await service.tasks.refresh()
         workers = await read_workers(service.client)
         return TaskList(tasks=[_view(task, workers, service.prefix) for task in service.tasks.tasks.values()])
 
     @router.get("/tasks/{task}", tags=["tasks"], summary="One task: schemas, limits, workers alive")
-    async def one_task(task: str) -> TaskView:
+    async def one_task(task: str, caller: Known) -> TaskView:
         await service.tasks.refresh()
         return _view(find(service.tasks.tasks, task), await read_workers(service.client), service.prefix)
 

@@ -1,0 +1,135 @@
+"""The gate: who is asking, by key, token or ticket, and whether the route's rule lets them in.
+
+Every route declares its rule by one of the types below (`caller: Reader`), or by `dependencies=[PUBLIC]`. A test walks
+all routes and fails for one that has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import Depends, params
+from starlette.exceptions import WebSocketException
+from starlette.requests import HTTPConnection
+from starlette.websockets import WebSocket
+
+from jobstream.caller import ANYBODY, Caller, Scope
+from jobstream.errors import Forbidden, Unauthorized
+from jobstream_api.auth.keybook import KeyBook
+from jobstream_api.auth.settings import AuthSettings, is_loopback
+
+Authenticate = Callable[[HTTPConnection], Awaitable[Caller | None]]
+"""Says who is asking; None: nobody that is known. Raises Unauthorized for credentials that are not valid."""
+
+UNAUTHORIZED_CLOSE = 4401
+FORBIDDEN_CLOSE = 4403
+"""What a WebSocket is closed with, since it cannot answer 401 or 403 to a browser."""
+
+_PLACE = "jobstream.gate"
+
+
+class Gate:
+    """One for each router. `open`: everybody may do everything."""
+
+    def __init__(self, authenticate: Authenticate, *, open: bool = False) -> None:
+        self._authenticate = authenticate
+        self.open = open
+
+    async def __call__(self, connection: HTTPConnection) -> None:
+        """The router's dependency: tells the routes' rules whom to ask."""
+        connection.scope[_PLACE] = self
+
+    async def admit(self, connection: HTTPConnection, scope: Scope | None) -> Caller:
+        """The caller. Raises Unauthorized, or Forbidden when it lacks `scope` (None: every caller will do)."""
+        caller = await self._authenticate(connection)
+        if caller is None:
+            raise Unauthorized("Send an API key or a token: `Authorization: Bearer …`")
+        if scope is not None and not caller.may(scope):
+            raise Forbidden(f"The caller lacks the scope {scope.value!r}", scope=scope.value)
+        return caller
+
+
+class Rule:
+    """What a route asks of its callers; a FastAPI dependency that gives the caller."""
+
+    def __init__(self, scope: Scope | None) -> None:
+        self.scope = scope
+
+    async def __call__(self, connection: HTTPConnection) -> Caller:
+        gate: Gate = connection.scope[_PLACE]
+        try:
+            return await gate.admit(connection, self.scope)
+        except (Unauthorized, Forbidden) as error:
+            if not isinstance(connection, WebSocket):
+                raise
+            await connection.accept()  # before that, a refusal reaches a browser as nothing but "it failed"
+            code = UNAUTHORIZED_CLOSE if isinstance(error, Unauthorized) else FORBIDDEN_CLOSE
+            raise WebSocketException(code, error.detail) from None
+
+
+async def _everybody() -> None:
+    """The rule of a route that asks for nothing."""
+
+
+PUBLIC: params.Depends = Depends(_everybody)
+Known = Annotated[Caller, Depends(Rule(None))]
+Submitter = Annotated[Caller, Depends(Rule(Scope.SUBMIT))]
+Reader = Annotated[Caller, Depends(Rule(Scope.READ))]
+Canceller = Annotated[Caller, Depends(Rule(Scope.CANCEL))]
+Admin = Annotated[Caller, Depends(Rule(Scope.ADMIN))]
+
+
+def rule_of(dependency: object) -> Rule | None:
+    """The rule, if the dependency is one. Raises LookupError if it has nothing to do with rules."""
+    if isinstance(dependency, Rule):
+        return dependency
+    if dependency is _everybody:
+        return None
+    raise LookupError
+
+
+def authenticate_by(settings: AuthSettings, keys: KeyBook) -> Authenticate:
+    """Who is asking, as the settings say."""
+    if settings.auth == "open":
+        return _anybody
+    return _anybody_here if settings.auth is None else _Credentials(keys)
+
+
+async def _anybody(connection: HTTPConnection) -> Caller:
+    return ANYBODY
+
+
+async def _anybody_here(connection: HTTPConnection) -> Caller:
+    """Nobody has decided: development. An app that is served in another way than ours may listen anywhere."""
+    server: tuple[str, int | None] | None = connection.scope.get("server")
+    if server is not None and server[1] is not None and _is_address(server[0]) and not is_loopback(server[0]):
+        raise Unauthorized("The service has no authentication, and only answers on a loopback address")
+    if "x-forwarded-for" in connection.headers or "forwarded" in connection.headers:
+        raise Unauthorized("The service has no authentication, and does not answer through a proxy")
+    return ANYBODY
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or host.rpartition(".")[2].isdecimal()
+
+
+class _Credentials:
+    """`Authorization: Bearer …` or `X-API-Key: …`."""
+
+    def __init__(self, keys: KeyBook) -> None:
+        self._keys = keys
+
+    async def __call__(self, connection: HTTPConnection) -> Caller | None:
+        text = _credentials(connection)
+        return None if text is None else await self._keys.caller(text)
+
+
+def _credentials(connection: HTTPConnection) -> str | None:
+    authorization = connection.headers.get("authorization")
+    if authorization is None:
+        return connection.headers.get("x-api-key")
+    scheme, _, text = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized("Authorization must be `Bearer` and a key or a token", given=True)
+    return text.strip()

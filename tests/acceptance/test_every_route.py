@@ -1,0 +1,239 @@
+"""Every route of the app, and who gets in: without a key, with a wrong one, an expired one, one that lacks the scope,
+that of another tenant, and the right one. A route without a rule fails here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+import httpx2
+import pytest
+import pytest_asyncio
+from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
+from starlette.routing import BaseRoute, Mount
+
+from jobstream.caller import Scope
+from jobstream.fake import FakeSource
+from jobstream.job import Job
+from jobstream.redis import RedisSource, UrlSource
+from jobstream_api.app import create_app
+from jobstream_api.auth.gate import Rule, rule_of
+from jobstream_api.settings import ApiSettings
+from tests.acceptance import wire
+from tests.acceptance.guarded import Guarded, guarded
+
+PUBLIC = {"/", "/livez", "/readyz", "/openapi.json", "/docs", "/redoc"}
+"""What everybody may ask. None of it says anything about a job."""
+
+MOUNTED = {"/static/docs"}
+
+
+class Case(NamedTuple):
+    """A route and one of its methods."""
+
+    method: str
+    path: str
+    rule: Rule | None
+
+    def url(self, job_id: str) -> str:
+        return self.path.replace("{task:task}", "quiet").replace("{task}", "quiet").replace("{job_id}", job_id)
+
+    @property
+    def of_a_job(self) -> bool:
+        return "{job_id}" in self.path
+
+
+def dependencies(dependant: Any) -> list[object]:
+    """All that the route depends on, at any depth."""
+    return [call for each in dependant.dependencies for call in (each.call, *dependencies(each))]
+
+
+def rules(route: BaseRoute) -> list[Rule | None]:
+    found = []
+    for dependency in dependencies(route.dependant):  # type: ignore[attr-defined]
+        try:
+            found.append(rule_of(dependency))
+        except LookupError:
+            continue
+    return found
+
+
+def routes() -> list[BaseRoute]:
+    app = create_app(ApiSettings(auth="on"), FakeSource())
+    return [context.original_route for context in iter_route_contexts(app.routes)]
+
+
+def cases() -> list[Case]:
+    """The routes that have a rule; those that have none are the affair of the first test."""
+    return [
+        Case(method, route.path, rule)
+        for route in routes()
+        if isinstance(route, APIRoute)
+        for rule in rules(route)[:1]
+        for method in sorted(route.methods or ())
+    ]
+
+
+GUARDED = [case for case in cases() if case.rule is not None]
+
+
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
+
+
+def name(case: Case) -> str:
+    return f"{case.method} {case.path}"
+
+
+def test_every_route_has_one_rule() -> None:
+    for route in routes():
+        if isinstance(route, Mount):
+            assert route.path in MOUNTED
+        else:
+            assert isinstance(route, APIRoute | APIWebSocketRoute), route
+            assert len(rules(route)) == 1, f"{route.path} must declare who may use it: see jobstream_api.auth.gate"
+            if rules(route) == [None]:
+                assert route.path in PUBLIC
+
+
+def test_the_matrix_is_not_empty() -> None:
+    assert {(case.method, case.path) for case in GUARDED} >= {
+        ("GET", "/jobs"),
+        ("GET", "/jobs/{job_id}/events"),
+        ("POST", "/{task:task}"),
+        ("DELETE", "/{task:task}/{job_id}"),
+    }
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["redis", "fakeredis"])
+async def service(request: pytest.FixtureRequest) -> AsyncIterator[Guarded]:
+    """One for all of these tests: each has a job and keys of its own."""
+    if request.param == "fakeredis":
+        source: RedisSource = FakeSource()
+    else:
+        source = UrlSource(request.getfixturevalue("redis_server").url, kind="child")
+        with source.sync_client() as client:
+            client.flushall()
+    async with guarded(source) as service:
+        yield service
+
+
+async def job_of(service: Guarded, owner: str) -> Job:
+    return await service.queue.submit("quiet", {}, owner=owner)
+
+
+async def ask(service: Guarded, case: Case, job_id: str, key: str | None) -> httpx2.Response:
+    """The answer; of a stream its beginning."""
+    async with service.http(key) as http:
+        body: wire.Json | None = {} if case.method == "POST" else None
+        async with http.stream(case.method, case.url(job_id), json=body) as response:
+            if response.headers.get("content-type", "").startswith("text/event-stream"):
+                response.read = lambda: b""  # type: ignore[method-assign]
+            else:
+                await response.aread()
+            return response
+
+
+def refused(case: Case, response: httpx2.Response, status: int, code: str) -> None:
+    assert response.headers["www-authenticate"].startswith('Bearer realm="jobstream"')
+    if case.method == "HEAD":
+        assert response.status_code == status
+    else:
+        wire.problem(response, status, code)
+
+
+@in_one_loop
+@pytest.mark.parametrize("case", GUARDED, ids=name)
+class TestEveryGuardedRoute:
+    async def test_without_a_key_nobody_gets_in(self, service: Guarded, case: Case) -> None:
+        job = await job_of(service, "acme")
+        response = await ask(service, case, job.id, None)
+        refused(case, response, 401, "unauthorized")
+        assert "error=" not in response.headers["www-authenticate"]
+        assert (await service.queue.get(job.id)).version == 1
+
+    async def test_a_wrong_key_is_no_key(self, service: Guarded, case: Case) -> None:
+        job = await job_of(service, "acme")
+        good = await service.key("acme")
+        near = good[:-1] + ("A" if good[-1] != "A" else "B")
+        for key in (near, "jsk_0123456789abcdef_" + "x" * 43, "jsk_", "guess", "a.b.c"):
+            refused(case, await ask(service, case, job.id, key), 401, "unauthorized")
+        assert (await service.queue.get(job.id)).version == 1
+
+    async def test_an_expired_key_is_no_key(self, service: Guarded, case: Case) -> None:
+        job = await job_of(service, "acme")
+        expired = await service.key("acme", lifetime=0)
+        refused(case, await ask(service, case, job.id, expired), 401, "unauthorized")
+        assert (await service.queue.get(job.id)).version == 1
+
+    async def test_a_key_without_the_scope_opens_nothing(self, service: Guarded, case: Case) -> None:
+        assert case.rule is not None
+        if (needed := case.rule.scope) is None:
+            return  # every caller will do
+        job = await job_of(service, "acme")
+        others = [scope for scope in Scope if scope not in (needed, Scope.ADMIN)]
+        response = await ask(service, case, job.id, await service.key("acme", *others))
+        refused(case, response, 403, "forbidden")
+        assert f'scope="{needed}"' in response.headers["www-authenticate"]
+        assert (await service.queue.get(job.id)).version == 1
+
+    async def test_the_right_key_gets_in(self, service: Guarded, case: Case) -> None:
+        assert case.rule is not None
+        keys = [await service.key("acme", case.rule.scope or Scope.READ), await service.key("ops", Scope.ADMIN)]
+        for key in keys:
+            job = await job_of(service, "acme")
+            assert (await ask(service, case, job.id, key)).status_code not in (401, 403, 404, 410, 500)
+
+    async def test_a_job_of_another_tenant_is_one_that_never_was(self, service: Guarded, case: Case) -> None:
+        if not case.of_a_job:
+            return  # what it shows of others is tested below
+        job, unknown = await job_of(service, "acme"), "01AAAAAAAAAAAAAAAAAAAAAAAA"
+        nobodys = await service.queue.submit("quiet", {})
+        key = await service.key("globex")
+        answers = [await ask(service, case, job_id, key) for job_id in (job.id, nobodys.id, unknown)]
+        shapes = [
+            (
+                answer.status_code,
+                answer.text.replace(job_id, unknown),
+                [(name, value) for name, value in answer.headers.items() if name != "date"],
+            )
+            for answer, job_id in zip(answers, (job.id, nobodys.id, unknown), strict=True)
+        ]
+        assert shapes[0] == shapes[1] == shapes[2]
+        assert answers[0].status_code == 404
+        assert (await service.queue.get(job.id)).version == 1
+        assert (await service.queue.get(nobodys.id)).version == 1
+
+
+@in_one_loop
+async def test_no_list_shows_a_job_of_another_tenant(service: Guarded) -> None:
+    mine, other = await job_of(service, "lists"), await job_of(service, "others")
+    for query in ("", "?status=queued", "?task=quiet", "?owner=lists", "?limit=1"):
+        async with service.http(await service.key("lists")) as http:
+            page = (await http.get(f"/jobs{query}")).json()
+        assert [job["id"] for job in page["jobs"]] == [mine.id]
+        assert page["next_cursor"] is None
+    async with service.http(await service.key("lists")) as http:
+        assert (await http.get("/jobs?owner=others")).json() == {"jobs": [], "next_cursor": None}
+    async with service.http(await service.key("ops", Scope.ADMIN)) as http:
+        everything = (await http.get("/jobs")).json()["jobs"]
+        assert {job["id"] for job in everything} >= {mine.id, other.id}
+        page = (await http.get("/jobs?owner=others")).json()
+        assert [job["id"] for job in page["jobs"]] == [other.id]
+
+
+@in_one_loop
+async def test_a_submitted_job_is_the_tenants(service: Guarded) -> None:
+    async with service.http(await service.key("acme")) as http:
+        job = await wire.submit(http, "quiet")
+    assert job["owner"] == "acme"
+    assert (await service.queue.get(job["id"])).owner == "acme"
+
+
+@in_one_loop
+async def test_the_same_idempotency_key_of_two_tenants_is_two_jobs(service: Guarded) -> None:
+    ids = set()
+    for tenant in ("acme", "globex"):
+        for _ in range(2):
+            async with service.http(await service.key(tenant), **{"Idempotency-Key": '"k"'}) as http:
+                ids.add((await http.post("/quiet", json={})).json()["id"])
+    assert len(ids) == 2
