@@ -1,5 +1,6 @@
 # `make demo` shows jobstream, `make test` proves it. Either one starts from a bare checkout: all that they need is
-# Python 3.11+, make and, for the tests, a Redis server (which is installed where that can be done without asking).
+# Python 3.11+, make and, for the tests, a Redis server, Chromium and Node.js (which are installed where that can be
+# done without asking).
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -14,8 +15,8 @@ demo: setup ## see it work, in one command (PORT=8000; KEEP=1 leaves it running)
 dev: setup ## API, worker and Redis on this machine, until Ctrl-C
 	@exec .venv/bin/jobstream dev
 
-test: ## every test, against a real Redis (ARGS="-k words")
-	@scripts/setup --dev --redis
+test: ## every test, against a real Redis and in a real browser (ARGS="-k words")
+	@scripts/setup --dev --redis --browser
 	@exec .venv/bin/pytest $(ARGS)
 
 .PHONY: chaos

@@ -19,7 +19,7 @@ from jobstream_api import problems
 from jobstream_api.auth.gate import PUBLIC, Authenticate, Gate
 from jobstream_api.openapi import FAILURE, OpenApi
 from jobstream_api.problems import ProblemRoute
-from jobstream_api.routes import events, health, jobs, results, tasks
+from jobstream_api.routes import events, health, jobs, results, static, tasks
 from jobstream_api.service import Service
 from jobstream_api.settings import ApiSettings
 from jobstream_api.wire import accepts_html
@@ -46,7 +46,7 @@ def create_router(service: Service, *, authenticate: Authenticate | None = None)
 
     gate = Gate(authenticate) if authenticate else service.gate
     router = APIRouter(route_class=ProblemRoute, lifespan=lifespan, dependencies=[Depends(gate)])
-    for resource in (health, tasks, jobs, events, results):  # results last: its routes match any name
+    for resource in (health, static, tasks, jobs, events, results):  # results last: its routes match any name
         resource.add_routes(router, service)
     problems.name_allowed_methods(router)
     return router

@@ -49,20 +49,26 @@ def problem_response(members: dict[str, Any], *, instance: str, headers: dict[st
 
 def respond(error: Exception, request: Request) -> Response:
     """The response to any error."""
+    members, headers = described(error, request)
+    return problem_response(members, instance=request.url.path, headers=headers)
+
+
+def described(error: Exception, request: Request) -> tuple[dict[str, Any], dict[str, str]]:
+    """The problem that any error is, and the headers of the response to it."""
     known = _known(error)
     if known is None:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         known = JobstreamError("See the service's log.")
-    return problem_response(problem(known), instance=request.url.path, headers=_headers(known))
+    return problem(known), _headers(known)
 
 
-def _headers(error: JobstreamError) -> dict[str, str] | None:
+def _headers(error: JobstreamError) -> dict[str, str]:
     if isinstance(error, Unauthorized):  # RFC 6750, section 3
         return {"WWW-Authenticate": 'Bearer realm="jobstream"' + (', error="invalid_token"' if error.given else "")}
     if isinstance(error, Forbidden):
         challenge = f'Bearer realm="jobstream", error="insufficient_scope", scope="{error.scope}"'
         return {"WWW-Authenticate": challenge}
-    return {"Retry-After": str(RETRY_AFTER_SECONDS)} if error.status == 503 else None
+    return {"Retry-After": str(RETRY_AFTER_SECONDS)} if error.status == 503 else {}
 
 
 class ProblemRoute(APIRoute):

@@ -32,6 +32,8 @@ class Service:
         self.log = directory / "log"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.api: GuardedProcess | None = None
+        """The API process that was started last, when it is one of its own."""
         self._directory = directory
         self._processes: list[GuardedProcess] = []
 
@@ -46,7 +48,7 @@ class Service:
 
     def start_api(self, **settings: str) -> GuardedProcess:
         """Another API process at the same address: the one before must have ended."""
-        api = self._start("-m", "jobstream_api.main", **settings)
+        self.api = api = self._start("-m", "jobstream_api.main", **settings)
         self.wait_until(lambda: self._answers("/livez"), "the API does not answer")
         return api
 

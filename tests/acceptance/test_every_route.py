@@ -22,7 +22,7 @@ from jobstream_api.settings import ApiSettings
 from tests.acceptance import wire
 from tests.acceptance.guarded import Guarded, guarded
 
-PUBLIC = {"/", "/livez", "/readyz", "/openapi.json", "/docs", "/redoc"}
+PUBLIC = {"/", "/livez", "/readyz", "/openapi.json", "/docs", "/redoc", "/static/{name}"}
 """What everybody may ask. None of it says anything about a job."""
 
 MOUNTED = {"/static/docs"}
@@ -237,3 +237,16 @@ async def test_the_same_idempotency_key_of_two_tenants_is_two_jobs(service: Guar
             async with service.http(await service.key(tenant), **{"Idempotency-Key": '"k"'}) as http:
                 ids.add((await http.post("/quiet", json={})).json()["id"])
     assert len(ids) == 2
+
+
+@in_one_loop
+async def test_the_page_of_another_tenants_job_is_one_that_never_was(service: Guarded) -> None:
+    job, unknown = await job_of(service, "acme"), "01AAAAAAAAAAAAAAAAAAAAAAAA"
+    async with service.http(await service.key("globex"), Accept="text/html") as http:
+        pages = [await http.get(f"/quiet/{job_id}") for job_id in (job.id, unknown)]
+        assert [page.status_code for page in pages] == [404, 404]
+        assert pages[0].text.replace(job.id, unknown) == pages[1].text
+    async with service.http(await service.key("acme"), Accept="text/html") as http:
+        assert (await http.get(f"/quiet/{job.id}")).status_code == 202
+    async with service.http(None, Accept="text/html") as http:
+        assert (await http.get(f"/quiet/{job.id}")).status_code == 401

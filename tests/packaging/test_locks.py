@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -53,6 +54,15 @@ def test_a_lock_holds_what_pyproject_asks_for(lock: str, groups: tuple[str, ...]
         version = pinned.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement} is not in the lock: make lock"
         assert requirement.specifier.contains(version), f"{requirement} is locked at {version}: make lock"
+
+
+def test_the_lock_of_the_npm_packages_holds_hashes_and_no_address() -> None:
+    lock = json.loads((ROOT / "tests" / "js" / "package-lock.json").read_text(encoding="utf-8"))
+    packages = {name: package for name, package in lock["packages"].items() if name}
+    assert packages
+    for name, package in packages.items():
+        assert package["integrity"].startswith("sha512-"), name
+        assert "resolved" not in package, name
 
 
 def test_the_runtime_is_tested_with_the_versions_that_run() -> None:

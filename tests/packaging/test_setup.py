@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOOLS = ["sh", "cat", "cksum", "dirname", "grep", "id", "mkdir", "mktemp", "rm"]
 
+LOCKS = ["requirements/runtime.txt", "requirements/dev.txt", "tests/js/package-lock.json"]
+
 OLD_PYTHON = """#!/bin/sh
 case $2 in *version_info\\[:3\\]*) echo 3.9.2 ;; *) exit 1 ;; esac
 """
@@ -35,7 +37,7 @@ class Machine:
             program = shutil.which(tool)
             assert program, tool
             (self.bin / tool).symlink_to(program)
-        for name in ("scripts/setup", "pyproject.toml", "requirements/runtime.txt", "requirements/dev.txt"):
+        for name in ("scripts/setup", "pyproject.toml", *LOCKS):
             copy = self.checkout / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy)
@@ -87,6 +89,42 @@ def test_a_missing_redis_server_is_reported_before_anything_is_made(machine: Mac
     assert finished.returncode == 1
     assert "put redis-server or valkey-server on PATH" in finished.stderr
     assert not (machine.checkout / ".venv").exists()
+
+
+def test_where_ci_is_set_a_missing_browser_is_an_error_before_anything_is_made(machine: Machine) -> None:
+    finished = machine.setup("--dev", "--browser", PYTHON=sys.executable, CI="true")
+    assert finished.returncode == 1
+    assert "the tests in real clients need a browser: put chromium on PATH" in finished.stderr
+    assert not (machine.checkout / ".venv").exists()
+
+
+def test_a_node_that_is_too_old_is_none(machine: Machine) -> None:
+    machine.add("chromium", "#!/bin/sh\n")
+    machine.add("npm", "#!/bin/sh\n")
+    machine.add("node", "#!/bin/sh\nexit 1\n")
+    finished = machine.setup("--dev", "--browser", PYTHON=sys.executable, CI="true")
+    assert finished.returncode == 1
+    assert "put node, 18 or later, and npm on PATH" in finished.stderr
+
+
+def test_without_ci_a_browser_that_cannot_be_had_is_said_and_set_up_goes_on(machine: Machine) -> None:
+    machine.add("chromium", "#!/bin/sh\n")
+    machine.add("node", "#!/bin/sh\n")
+    machine.add("npm", "#!/bin/sh\necho no network\nexit 1\n")
+    finished = machine.setup("--dev", "--browser", PYTHON=sys.executable, PIP_NO_INDEX="1", PIP_CONFIG_FILE="/dev/null")
+    assert "the tests in real clients will be skipped: this failed: npm ci" in finished.stdout
+    assert "no network" in finished.stderr
+    assert "setup: installing requirements/dev.txt" in finished.stdout
+
+
+def test_npm_packages_are_installed_once(machine: Machine) -> None:
+    machine.add("chromium", "#!/bin/sh\n")
+    machine.add("node", "#!/bin/sh\n")
+    machine.add("npm", "#!/bin/sh\nmkdir node_modules && echo installed\n")  # would fail the second time
+    for said in (True, False):
+        finished = machine.setup("--browser", PYTHON=sys.executable, PIP_NO_INDEX="1", PIP_CONFIG_FILE="/dev/null")
+        assert ("installing the npm packages of tests/js" in finished.stdout) == said
+        assert "will be skipped" not in finished.stdout
 
 
 def test_a_half_made_venv_is_started_over_and_a_failed_install_shows_pips_words(machine: Machine) -> None:

@@ -14,7 +14,9 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from jobstream.caller import Caller
 from jobstream.errors import InvalidParameter, JobGone, JobNotFound
+from jobstream.events import read_snapshot
 from jobstream.job import Job, JobStatus, job_from_record, new_job_id
 from jobstream.queue import SubmitOptions
 from jobstream.redis import is_unavailable
@@ -22,11 +24,12 @@ from jobstream.store import is_visible, read_record
 from jobstream.task import RESERVED_NAMES
 from jobstream_api.auth.gate import Canceller, Known, Reader, Submitter
 from jobstream_api.body import BodyReader
-from jobstream_api.problems import problem_response
+from jobstream_api.problems import described, problem_response, respond
 from jobstream_api.routes.jobs import purged
 from jobstream_api.service import Service
 from jobstream_api.validation import InputValidator
-from jobstream_api.wire import accepted, accepts_html, job_response, monitor_link
+from jobstream_api.web.page import job_page, problem_page
+from jobstream_api.wire import RETRY_AFTER, accepted, accepts_html, job_response, monitor_link
 
 
 class TaskConvertor(StringConvertor):
@@ -108,7 +111,20 @@ def add_routes(router: APIRouter, service: Service) -> None:
         raise HTTPException(405, headers={"Allow": "POST"})
 
     @router.get("/{task:task}/{job_id}", include_in_schema=False)
-    async def result(task: str, job_id: str, caller: Reader) -> Response:
+    async def result(task: str, job_id: str, request: Request, caller: Reader) -> Response:
+        answer = _result_page if accepts_html(request) else _result
+        response = await answer(service, task, job_id, request, caller)
+        response.headers["Vary"] = "Accept"
+        return response
+
+    @router.delete("/{task:task}/{job_id}", include_in_schema=False)
+    async def purge(task: str, job_id: str, caller: Canceller) -> Response:
+        _check_task(await service.queue.get(job_id, owner=caller.sees), task)
+        return purged(await service.queue.purge(job_id, owner=caller.sees), service)
+
+
+async def _result(service: Service, task: str, job_id: str, request: Request, caller: Caller) -> Response:
+    try:
         record = await read_record(service.client, job_id)
         if record is None or not is_visible(record.get(b"owner"), caller.sees):
             raise await service.queue.missing(job_id, owner=caller.sees)
@@ -122,11 +138,31 @@ def add_routes(router: APIRouter, service: Service) -> None:
         if job.error is not None:
             return problem_response(job.error.model_dump(), instance=job.links.result, headers=link)
         return Response(record[b"result"], media_type="application/json", headers=link)
+    except Exception as error:
+        return respond(error, request)
 
-    @router.delete("/{task:task}/{job_id}", include_in_schema=False)
-    async def purge(task: str, job_id: str, caller: Canceller) -> Response:
-        _check_task(await service.queue.get(job_id, owner=caller.sees), task)
-        return purged(await service.queue.purge(job_id, owner=caller.sees), service)
+
+async def _result_page(service: Service, task: str, job_id: str, request: Request, caller: Caller) -> Response:
+    """The same for a browser: the status is the same, the body a page that follows the job."""
+    try:
+        snapshot = await read_snapshot(service.client, job_id, after=0)
+        if snapshot is None or not is_visible(snapshot.record.get(b"owner"), caller.sees):
+            raise await service.queue.missing(job_id, owner=caller.sees)
+        job = job_from_record(snapshot.record, prefix=service.prefix)
+        _check_task(job, task)
+    except Exception as error:
+        members, headers = described(error, request)
+        return problem_page(members, headers=headers, prefix=service.prefix)
+    headers = {"Link": monitor_link(job)} | ({} if job.done else {"Retry-After": RETRY_AFTER})
+    return job_page(job, snapshot.events, status=_result_status(job), headers=headers, prefix=service.prefix)
+
+
+def _result_status(job: Job) -> int:
+    if not job.done:
+        return 202
+    if job.status is JobStatus.CANCELLED:
+        return JobGone.status
+    return job.error.status if job.error is not None else 200
 
 
 def _idempotency_key(request: Request) -> str:
