@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -72,6 +72,15 @@ async def beat(client: Redis, worker: WorkerInfo, tasks: Sequence[Task], *, life
         announced += [task.name, msgspec.json.encode(announcement(task), order="deterministic")]
     flat = [part for pair in fields.items() for part in pair]
     await _beat(client, args=[worker.id, round(life * 1000), len(fields), *flat, *announced])
+
+
+async def read_announcement(client: Redis, task: str) -> Announcement | None:
+    """What was announced of one task; None for one that is unknown, or cannot be read."""
+    data = await cast("Awaitable[bytes | None]", client.hget(keys.CATALOGUE, task))
+    try:
+        return None if data is None else msgspec.json.decode(data, type=Announcement)
+    except msgspec.DecodeError:  # announced by a worker of another version of jobstream
+        return None
 
 
 async def part(client: Redis, worker_id: str) -> None:

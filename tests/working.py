@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jobstream.events import JobEvent
 from jobstream.job import Job, JobStatus
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource
+from jobstream.task import Task
 from jobstream_workers.loader import load_tasks
 from jobstream_workers.settings import WorkerSettings
 from jobstream_workers.worker import Worker
@@ -32,9 +33,11 @@ def quick_settings(files: Path, *, polls: bool = True, **changes: Any) -> Worker
 
 
 @contextlib.asynccontextmanager
-async def working(source: RedisSource, settings: WorkerSettings) -> AsyncIterator[Worker]:
+async def working(
+    source: RedisSource, settings: WorkerSettings, *, tasks: Mapping[str, Task] = TASKS
+) -> AsyncIterator[Worker]:
     """A worker that runs while the block does."""
-    worker = Worker(source, TASKS, settings)
+    worker = Worker(source, tasks, settings)
     running = asyncio.create_task(worker.async_run())
     try:
         await worker.ready.wait()
@@ -72,6 +75,18 @@ async def in_status(queue: Queue, job: Job, status: JobStatus) -> Job:
             message = await pubsub.get_message(timeout=PATIENCE)
             assert message is not None, f"{found.status}, not {status}, after {PATIENCE:g} s"
     return found
+
+
+async def lease_over(client: Redis, job_id: str) -> None:
+    """Return when nobody holds the job and its place in the default queue is due: fakeredis is a moment early."""
+    while await client.exists(keys.in_progress(job_id)) or not await _is_due(client, job_id):
+        pass
+
+
+async def _is_due(client: Redis, job_id: str) -> bool:
+    seconds, microseconds = await client.time()
+    due = await client.zscore(keys.queue("default"), job_id)
+    return due is not None and due <= seconds * 1000 + microseconds // 1000
 
 
 def error_of(job: Job) -> dict[str, Any]:

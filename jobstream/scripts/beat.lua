@@ -12,6 +12,7 @@ redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', whole(now - life))
 redis.call('PEXPIRE', WORKERS, 3600000)
 local changed = false
 for at = 4 + 2 * fields, #ARGV, 2 do
+  redis.call('ZADD', ANNOUNCED, whole(now), ARGV[at])
   if redis.call('HGET', CATALOGUE, ARGV[at]) ~= ARGV[at + 1] then
     redis.call('HSET', CATALOGUE, ARGV[at], ARGV[at + 1])
     changed = true
@@ -21,6 +22,8 @@ if changed then
   local version = redis.call('INCR', CATALOGUE_VERSION)
   redis.call('PUBLISH', CATALOGUE_CHANGED, version)
 end
+redis.call('ZREMRANGEBYSCORE', ANNOUNCED, '-inf', whole(now - kept))
+redis.call('PEXPIRE', ANNOUNCED, whole(kept))
 redis.call('PEXPIRE', CATALOGUE, whole(kept))
 redis.call('PEXPIRE', CATALOGUE_VERSION, whole(kept))
 return tonumber(redis.call('GET', CATALOGUE_VERSION) or '0')

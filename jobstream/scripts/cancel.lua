@@ -22,8 +22,10 @@ elseif redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 1 then
   redis.call('PUBLISH', CONTROL .. (redis.call('HGET', record, 'worker') or ''), 'cancel ' .. id)
 else
   verdict = 'cancelled'
-  redis.call('ZREM', PROMOTE .. redis.call('HGET', record, 'queue'), id)
-  redis.call('ZREM', PARKED .. (redis.call('HGET', record, 'task') or ''), id)
+  local queue, task = redis.call('HGET', record, 'queue'), redis.call('HGET', record, 'task') or ''
+  redis.call('ZREM', PROMOTE .. queue, id)
+  redis.call('ZREM', PARKED .. task, id)
+  redis.call('ZREM', left_key(queue, task), id)
   if purge then redis.call('HSET', record, 'purge', '1') end
   stored = finish(id, KEYS[1], 'cancelled', now_ms(), 'error', ARGV[3])
 end

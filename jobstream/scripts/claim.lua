@@ -1,8 +1,12 @@
 -- Claim due jobs for one worker: a lease with a token per attempt, in one call for all free slots.
 -- KEYS  1 the queue's zset
 -- ARGV  1 queue's name   2 worker id   3 how many at most   4 lease (ms)   5 how long a record lives at least (ms)
---       6… task, most that may run, task, most that may run, … for the tasks with `max_running`
--- Returns {ms until the next due entry or -1, {id, token, attempt, payload or '', timeout or '', stop, known, crashes, spent,
+--       6 claim's number, 7 the last number that the worker has heard an answer to (0, 0: not numbered)
+--       8 tasks that the worker has, each between two spaces ('': all)   9 how long a job may wait for its task (ms)
+--       10 how many suspects at most   11 a job is one after so many crashes
+--       12… task, most that may run, task, most that may run, … for the tasks with `max_running`
+-- Returns {-2} for a claim that a later one, or itself, has overtaken: it takes nothing. Else {ms until the next due entry
+-- or -1, {id, token, attempt, payload or '', timeout or '', stop, known, crashes, spent,
 -- taken over, waited (ms)}, …}:
 -- `stop` is 1 when the job was told to stop before; `known` is 0 for a job that a stock arq client enqueued; `crashes`
 -- counts the workers that died with it, `spent` the attempts before a client ran it again. The last of them has just died
@@ -10,19 +14,79 @@
 even_when_full()
 local queue, queue_name, worker = KEYS[1], ARGV[1], ARGV[2]
 local limit, lease, live = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local number, heard, tasks, missing = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
+local suspects, suspect_from = tonumber(ARGV[10]), tonumber(ARGV[11])
 local now = now_ms()
 local answer = {-1}
+
+-- A claim whose answer was lost has taken jobs that nobody runs. The worker's next one shows it: they are given back, as
+-- if never begun. And should a claim come late, when its worker has given up on it and asked again, it takes nothing.
+if number > 0 then
+  local before = redis.call('SET', CLAIMS .. worker, ARGV[6], 'PX', 3600000, 'GET')
+  if before then
+    local last, from, at, ids = string.match(before, '^(%d+) ?(%S*) ?(%S*) ?(.*)$')
+    if number <= tonumber(last) then
+      redis.call('SET', CLAIMS .. worker, before, 'PX', 3600000)
+      return {-2}
+    end
+    if tonumber(last) > heard then
+      local begins, ends = worker .. '#', '#' .. at
+      for id in string.gmatch(ids, '%S+') do
+        local token = redis.call('HGET', RECORD .. id, 'token')
+        local is_of_that_claim = token and string.sub(token, 1, #begins) == begins and string.sub(token, -#ends) == ends
+        if is_of_that_claim and holds(id, token) then give_back(id, from, now) end
+      end
+    end
+  end
+end
 
 local grace = after_outage(now, lease)
 
 local most = {}
-for at = 6, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
+for at = 12, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
 
 -- Jobs of a task whose worker died no longer count, and a limit may have been raised: those held back fill what is free.
 for task, allowed in pairs(most) do
   -- After an outage leases have run out whose holders live.
   if not grace then redis.call('ZREMRANGEBYSCORE', RUNNING .. task, '-inf', whole(now)) end
-  if limit > 0 and redis.call('EXISTS', PARKED .. task) == 1 then unpark(task, allowed - redis.call('ZCARD', RUNNING .. task)) end
+  if limit > 0 and redis.call('EXISTS', PARKED .. task) == 1 then unpark(PARKED .. task, allowed - redis.call('ZCARD', RUNNING .. task)) end
+end
+
+local verdicts = {}
+local function knows(task)
+  if verdicts[task] == nil then
+    verdicts[task] = tasks == '' or string.find(tasks, ' ' .. task .. ' ', 1, true) ~= nil
+  end
+  return verdicts[task]
+end
+
+-- What workers without the task have left, this one takes.
+local lacked = {}
+for _, task in ipairs(redis.call('SMEMBERS', LACKED .. queue_name)) do
+  lacked[task] = true
+  if knows(task) then
+    if limit > 0 then unpark(left_key(queue_name, task), limit) end
+    if redis.call('EXISTS', left_key(queue_name, task)) == 0 then redis.call('SREM', LACKED .. queue_name, task) end
+  end
+end
+local left = false
+
+-- Leave the job to workers that have its task: out of the way of those behind it, and looked at again in a minute. False
+-- when it has waited for long, and no such worker was heard of for as long.
+local function leave(id, task, due)
+  local waits = left_key(queue_name, task)
+  local since = redis.call('ZSCORE', waits, id) or due
+  local announced = redis.call('ZSCORE', ANNOUNCED, task) or 0
+  if (now - since) % 1e9 >= missing and now - announced >= missing then -- a priority is a multiple of 1e9
+    redis.call('ZREM', waits, id)
+    return false
+  end
+  if redis.call('ZADD', waits, 'NX', due, id) == 1 then left = true end
+  redis.call('PEXPIRE', waits, 86400000)
+  redis.call('SADD', LACKED .. queue_name, task)
+  redis.call('PEXPIRE', LACKED .. queue_name, 86400000)
+  redis.call('ZADD', queue, 'XX', whole(now + 60000), id)
+  return true
 end
 
 -- True when the job may run beside those of its task that run already; else it waits for one of them to end.
@@ -52,9 +116,19 @@ local function take(id, due)
   local taken_over = old[4] and (old[1] == 'running' or old[1] == 'cancelling')
   if taken_over and grace then return false end
   local stop = old[1] == 'cancelling' or (aborts and redis.call('ZSCORE', ARQ_ABORT, id))
-  if not stop and not may_run(id, old[3], due) then
-    held_back = held_back + 1
-    return true
+  local crashes = tonumber(old[5] or 0) + (taken_over and 1 or 0)
+  if not stop then
+    if old[3] and not knows(old[3]) and leave(id, old[3], due) then
+      held_back = held_back + 1
+      return true
+    end
+    if crashes >= suspect_from and suspects < 1 then return false end
+    if not may_run(id, old[3], due) then
+      held_back = held_back + 1
+      return true
+    end
+    if crashes >= suspect_from then suspects = suspects - 1 end
+    if lacked[old[3]] then redis.call('ZREM', left_key(queue_name, old[3]), id) end
   end
   local payload = redis.call('GET', ARQ_JOB .. id)
   local attempt = redis.call('INCR', ARQ_RETRY .. id)
@@ -67,8 +141,7 @@ local function take(id, due)
     redis.call('HSET', record, 'id', id, 'queue', queue_name, 'created_at', created_at, 'max_attempts', 1)
     redis.call('ZADD', INDEX, created_at, id)
   end
-  local crashes = tonumber(old[5] or 0)
-  if taken_over then crashes = redis.call('HINCRBY', record, 'crashes', 1) end
+  if taken_over then redis.call('HSET', record, 'crashes', whole(crashes)) end
   local status = stop and 'cancelling' or 'running'
   local version = (tonumber(old[8]) or 0) + 1
   redis.call('HSET', record, 'status', status, 'version', version, 'attempt', attempt, 'worker', worker,
@@ -80,7 +153,7 @@ local function take(id, due)
     keep_until(id, now + live)
   end
   tell(id, version, 'status', status_data(status, attempt, ',"worker":"' .. worker .. '"'), now, old[1] or '-')
-  answer[#answer + 1] = {id, token, attempt, payload or '', old[2] or '', stop and 1 or 0, old[6] and 1 or 0, crashes,
+  answer[#answer + 1] = {id, token, attempt, payload or '', old[2] or '', stop and 1 or 0, old[3] and 1 or 0, crashes,
     tonumber(old[7] or 0), taken_over and 1 or 0, (now - due) % 1e9} -- a priority is a multiple of 1e9
   return true
 end
@@ -105,6 +178,13 @@ while #answer <= limit and staying + held_back < 2000 do
   end
   page = 100
 end
+if number > 0 and #answer > 1 then
+  local ids = {}
+  for at = 2, #answer do ids[at - 1] = answer[at][1] end
+  redis.call('SET', CLAIMS .. worker, ARGV[6] .. ' ' .. queue_name .. ' ' .. whole(now) .. ' ' .. table.concat(ids, ' '),
+    'PX', 3600000)
+end
+if left then redis.call('PUBLISH', WAKE .. queue_name, '') end
 local next_due = redis.call('ZRANGEBYSCORE', queue, '(' .. whole(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if next_due[2] then answer[1] = math.max(0, math.ceil(tonumber(next_due[2]) - now)) end
 if held_back > 0 and staying + held_back >= 2000 then answer[1] = 0 end -- there may be more behind them

@@ -140,11 +140,16 @@ local function queue_key(name)
   return name == 'default' and ARQ_QUEUE or ARQ_QUEUE .. ':' .. name
 end
 
+-- Jobs of a queue that workers without their task have left to others.
+local function left_key(queue_name, task)
+  return LEFT .. queue_name .. ':' .. task
+end
+
 -- Up to `count` jobs that were held back get the places in their queues back that they had. Those that are gone, or run
 -- already in a stock worker, do not count.
-local function unpark(task, count)
+local function unpark(held_back, count)
   while count > 0 do
-    local parked = redis.call('ZPOPMIN', PARKED .. task)
+    local parked = redis.call('ZPOPMIN', held_back)
     local id = parked[1]
     if not id then return end
     local queue = redis.call('HGET', RECORD .. id, 'queue') or ''
@@ -159,7 +164,7 @@ end
 
 -- One job of the task less runs: one that was held back for it may go.
 local function leave_running(id, task)
-  if task and redis.call('ZREM', RUNNING .. task, id) == 1 then unpark(task, 1) end
+  if task and redis.call('ZREM', RUNNING .. task, id) == 1 then unpark(PARKED .. task, 1) end
 end
 
 -- All of a record that its watchers may see, for the last event of a job whose record does not outlive it.
@@ -221,9 +226,23 @@ local function after_outage(now, lease)
   return redis.call('EXISTS', GRACE) == 1
 end
 
-local FINAL = {succeeded = true, failed = true, cancelled = true}
-
 -- Where a job stands in its queue: by the time it is due, a step of priority counts as much as eleven days.
 local function score(due, priority)
   return due - (tonumber(priority) or 0) * 1e9
 end
+
+-- Give a job back to its queue unfinished, at its old place; the attempt that holds it does not count.
+local function give_back(id, queue_name, now)
+  local record = RECORD .. id
+  local attempt = redis.call('DECR', ARQ_RETRY .. id)
+  redis.call('DEL', ARQ_IN_PROGRESS .. id)
+  local old = redis.call('HMGET', record, 'created_at', 'priority', 'task')
+  redis.call('ZADD', queue_key(queue_name), whole(score(tonumber(old[1]), old[2])), id)
+  redis.call('HSET', record, 'attempt', attempt)
+  redis.call('HDEL', record, 'worker', 'token', 'started_at', 'progress')
+  leave_running(id, old[3])
+  set_status(id, 'queued', now)
+  redis.call('PUBLISH', WAKE .. queue_name, id)
+end
+
+local FINAL = {succeeded = true, failed = true, cancelled = true}

@@ -19,7 +19,7 @@ from jobstream.serialize import deserialize, serialize
 from jobstream_workers.claim import ClaimedJob, claim
 from jobstream_workers.writer import AttemptWriter, Outcome
 from tests.worker_tasks import TURNSTILE
-from tests.working import Settings, ended, event_of, in_status, working
+from tests.working import Settings, ended, event_of, in_status, lease_over, working
 
 LIMITS = {"limited": 2}
 DONE = Outcome(JobStatus.SUCCEEDED, b"", b"null")
@@ -117,8 +117,8 @@ async def test_a_dead_workers_jobs_do_not_count(queue: Queue, client: ArqRedis) 
     assert [job.id for job in dead] == ["a", "b"]
     assert await taken(client) == []
     await is_held_back(client, jobs[3])
-    while await client.exists(keys.in_progress("a"), keys.in_progress("b")):
-        pass
+    for name in "ab":
+        await lease_over(client, name)
     assert len(await taken(client)) == 2
     assert await taken(client) == []
 

@@ -19,7 +19,7 @@ from jobstream.embedded import ChildRedis
 from jobstream.job import Job, JobStatus
 from jobstream.queue import Queue
 from jobstream.redis import UrlSource
-from jobstream_workers.claim import ClaimedJob, claim
+from jobstream_workers.claim import NOT_NUMBERED, ClaimedJob, claim
 from jobstream_workers.loader import load_tasks
 from jobstream_workers.worker import Worker
 from tests.chaos.fleet import Fleet, Member, ready, until
@@ -163,6 +163,23 @@ async def test_a_job_that_kills_its_workers_fails_after_three_of_them(fleet: Fle
     bench.ledger.check([job.id])
 
 
+async def test_jobs_that_ran_beside_one_that_kills_its_workers_are_not_blamed(fleet: Fleet, bench: Bench) -> None:
+    """Twice they are in the worker that dies; the third time no two of them are in the same one."""
+    bench.open_gate()
+    killer = await bench.submit("poison")  # the first that a worker begins
+    jobs = await bench.gated(6)
+    workers = [fleet.start_worker(lease_seconds="1")]
+    for _ in range(3):
+        victim = await first_to_end(workers)
+        workers.remove(victim)
+        workers.append(fleet.start_worker(lease_seconds="1"))
+    [account] = await bench.ended([killer])
+    assert (account.status, account.code) == (JobStatus.FAILED, "worker-crashed")
+    for account in await bench.ended(jobs):
+        assert account.status is JobStatus.SUCCEEDED
+    bench.ledger.check([killer.id, *(job.id for job in jobs)])
+
+
 async def test_deploys_cost_a_long_job_no_attempt(fleet: Fleet, bench: Bench) -> None:
     """Each SIGTERM gives the job back to its queue, and the next worker takes it, at once."""
     worker = fleet.start_worker(shutdown_seconds="0")
@@ -239,7 +256,13 @@ async def test_a_claim_that_is_answered_after_its_lease_starts_nothing(
             asked_again.set()
         jobs, due = await claim(client, **options)
         while jobs and not taken:
-            taken.extend((await claim(bench.client, **(options | {"worker_id": "other", "lease": 60.0})))[0])
+            taken.extend(
+                (
+                    await claim(
+                        bench.client, **(options | {"worker_id": "other", "lease": 60.0, "numbers": NOT_NUMBERED})
+                    )
+                )[0]
+            )
         return jobs, due
 
     monkeypatch.setattr("jobstream_workers.worker.claim", late)

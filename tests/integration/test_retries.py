@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
@@ -21,14 +22,15 @@ from jobstream.serialize import deserialize, serialize
 from jobstream.store import JobFilter
 from jobstream_workers.claim import claim
 from jobstream_workers.writer import AttemptWriter
-from tests.working import TASKS, Settings, ended, error_of, event_of, in_status, working
+from tests.working import TASKS, Settings, ended, error_of, event_of, in_status, lease_over, working
 
 DAY = 86_400
 
 
 async def submitted(queue: Queue, task: str, data: dict[str, Any] | None = None) -> Job:
     """Hand a job over as the API would."""
-    return await queue.submit(task, data or {}, max_attempts=TASKS[task].retry.attempts)
+    attempts = TASKS[task].retry.attempts if task in TASKS else 1
+    return await queue.submit(task, data or {}, max_attempts=attempts)
 
 
 def attempts_in(job: Job) -> list[int]:
@@ -197,6 +199,24 @@ async def test_dead_workers_and_shutdowns_use_up_no_attempt(
     assert error_of(job)["code"] == "task-raised"
 
 
+@pytest.mark.parametrize("task", ["who", "nobody_knows"])
+async def test_a_job_that_was_told_to_stop_ends_cancelled_however_many_workers_died_with_it(
+    source: RedisSource, settings: Settings, queue: Queue, client: ArqRedis, task: str
+) -> None:
+    """Nothing of it is run any more, so the worker that ends it need not even have its task."""
+    job = await submitted(queue, task)
+    for worker_id in ("dies-1", "dies-2"):
+        await _claim_and_die(client, worker_id)
+    await claim(client, queue="default", worker_id="dies-3", slots=1, lease=60)
+    await queue.cancel(job.id)
+    assert (await queue.get(job.id)).status is JobStatus.CANCELLING
+    await client.delete(keys.in_progress(job.id))  # its lease ends
+    await client.zadd(keys.queue("default"), {job.id: 1})
+    async with working(source, settings(max_crashes=3)):
+        stopped = await ended(queue, job)
+    assert (stopped.status, error_of(stopped)["code"]) == (JobStatus.CANCELLED, "cancelled")
+
+
 async def test_a_job_whose_workers_die_fails_with_that_reason_and_can_be_run_again(
     source: RedisSource, settings: Settings, queue: Queue, client: ArqRedis
 ) -> None:
@@ -288,8 +308,7 @@ async def _claim_and_die(client: ArqRedis, worker_id: str) -> None:
     """Take a job as a worker that is never heard of again; return when its lease has ended."""
     claimed, _ = await claim(client, queue="default", worker_id=worker_id, slots=1, lease=0.02)
     for job in claimed:
-        while await client.exists(keys.in_progress(job.id)):
-            pass
+        await lease_over(client, job.id)
 
 
 async def _statuses(client: ArqRedis, job: Job) -> list[tuple[int, dict[str, Any]]]:
@@ -301,7 +320,11 @@ async def _statuses(client: ArqRedis, job: Job) -> list[tuple[int, dict[str, Any
 
 async def _planned(client: ArqRedis, job: Job) -> list[int]:
     """Milliseconds between each failure and the next attempt, as announced."""
-    return [data["run_at"] - at for at, data in await _statuses(client, job) if data["status"] == "retrying"]
+    return [
+        round(datetime.fromisoformat(data["run_at"]).timestamp() * 1000) - at
+        for at, data in await _statuses(client, job)
+        if data["status"] == "retrying"
+    ]
 
 
 async def _waits(client: ArqRedis, job: Job) -> list[int]:

@@ -81,7 +81,7 @@ async def _late_again_ms(queue: Queue, job: Job) -> float:
     snapshot = await read_snapshot(queue.client, job.id, after=0)
     assert snapshot is not None
     retrying, running = [event for event in snapshot.events if event.kind == "status"][2:4]
-    return running.time_ms - float(json.loads(retrying.data)["run_at"])
+    return running.time_ms - datetime.fromisoformat(json.loads(retrying.data)["run_at"]).timestamp() * 1000
 
 
 def _check(kind: str, late: Sequence[float]) -> None:

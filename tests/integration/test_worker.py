@@ -49,7 +49,6 @@ async def test_a_job_runs_and_its_record_and_arq_result_say_so(queue: Queue, cli
         ("wrong_result", {}, "invalid-output", 500, "total"),
         ("add", {"a": "x"}, "invalid-input", 422, "add"),
         ("too_slow", {}, "timeout", 504, "timeout 0.2 s"),
-        ("nobody_knows", {}, "task-missing", 500, "nobody_knows"),
     ],
 )
 async def test_what_goes_wrong_fails_the_job_with_a_clear_error_and_the_worker_goes_on(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from redis.asyncio import Redis
@@ -16,7 +16,38 @@ CLAIM_MAX = 50
 
 NO_LIMITS: Mapping[str, int] = {}
 
+WEEK_SECONDS = 604_800.0
+
+_STALE = -2
+
 _claim = Script("claim")
+
+
+class StaleClaim(Exception):
+    """Redis has executed this claim before, or a later one of the same worker: it took nothing."""
+
+
+class Numbers(NamedTuple):
+    """Which claim of its worker this is, and the last one that the worker has heard an answer to.
+
+    What a claim in between was given goes back, uncounted: nobody runs it.
+    """
+
+    this: int
+    heard: int
+
+
+NOT_NUMBERED = Numbers(0, 0)
+
+
+class Suspects(NamedTuple):
+    """Jobs that have `crashes` crashes behind them, and how many of those a claim may take."""
+
+    crashes: int
+    most: int
+
+
+ANY_SUSPECTS = Suspects(1_000_000, 0)
 
 
 class ClaimedJob(NamedTuple):
@@ -45,21 +76,49 @@ class ClaimedJob(NamedTuple):
 
 
 async def claim(
-    client: Redis, *, queue: str, worker_id: str, slots: int, lease: float, limits: Mapping[str, int] = NO_LIMITS
+    client: Redis,
+    *,
+    queue: str,
+    worker_id: str,
+    slots: int,
+    lease: float,
+    limits: Mapping[str, int] = NO_LIMITS,
+    numbers: Numbers = NOT_NUMBERED,
+    tasks: str = "",
+    missing: float = WEEK_SECONDS,
+    suspects: Suspects = ANY_SUSPECTS,
 ) -> tuple[list[ClaimedJob], float | None]:
     """Claim up to `slots` due jobs of a queue for `lease` seconds.
 
-    `limits`: task → how many of its jobs may run at once.
-    Gives the jobs, and the seconds until the next entry of the queue is due (None: nothing waits for a time).
+    `limits`: task → how many of its jobs may run at once. `tasks`: `task_list` of what the worker has (empty: all);
+    jobs of others are left to other workers, unless they have waited for `missing` seconds and no such worker was heard
+    of for as long. Without numbers, what a lost answer took is found when its lease has ended.
+
+    Gives the jobs, and the seconds until the next entry of the queue is due (None: nothing waits for a time). Raises
+    StaleClaim.
     """
     most = [part for limit in limits.items() for part in limit]
     answer = await _claim(
         client,
         hurry=True,
         key_names=[keys.queue(queue)],
-        args=[queue, worker_id, min(slots, CLAIM_MAX), round(lease * 1000), round(LIVE_SECONDS * 1000), *most],
+        args=[
+            queue,
+            worker_id,
+            min(slots, CLAIM_MAX),
+            round(lease * 1000),
+            round(LIVE_SECONDS * 1000),
+            *numbers,
+            tasks,
+            round(missing * 1000),
+            suspects.most,
+            suspects.crashes,
+            *most,
+        ],
     )
     next_due_ms = int(answer[0])
+    if next_due_ms == _STALE:
+        raise StaleClaim
     jobs = [
         ClaimedJob(
             id=job_id.decode(),
@@ -78,3 +137,8 @@ async def claim(
         for job_id, token, attempt, payload, timeout, stop, known, crashes, spent, taken_over, waited_ms in answer[1:]
     ]
     return jobs, next_due_ms / 1000 if next_due_ms >= 0 else None
+
+
+def task_list(tasks: Iterable[str]) -> str:
+    """What `claim` takes as `tasks`."""
+    return f" {' '.join(tasks)} "

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
+from jobstream.catalogue import announcement
 from jobstream.errors import (
     CancelledByClient,
     InvalidInput,
@@ -66,7 +67,7 @@ class PayloadUnreadable(JobstreamError):
 
 
 class TaskMissing(JobstreamError):
-    """The worker has no task of that name"""
+    """No worker has a task of that name"""
 
     code = "task-missing"
 
@@ -167,20 +168,15 @@ class Runner:
         error: JobstreamError | Retry | None = None
         try:
             payload = read_payload(job)
-            task = self._task(payload.task)
-            if not job.known:
-                await writer.adopt(
-                    task=task.name,
-                    enqueued_ms=payload.enqueued_ms,
-                    ttl=task.ttl,
-                    max_attempts=task.retry.attempts,
-                )
-                if task.max_running is not None and not job.stop:
-                    await writer.release()  # the next claim knows the task, and keeps to its limit
-                    return
-            if job.crashes >= self._max_crashes:
-                raise WorkerCrashed(f"{job.crashes} workers died while they ran the job")
-            result = await self._attempt(running, task, payload, writer)
+            task = self._tasks.get(payload.task)
+            if not job.known and await self._adopt(job, task, payload, writer):
+                return
+            if running.stop_reason is None:  # else it runs no more, and only ends
+                if task is None:
+                    raise TaskMissing(f"No worker that is heard of has a task {payload.task[:64]!r}")
+                if job.crashes >= self._max_crashes:
+                    raise WorkerCrashed(f"{job.crashes} workers died while they ran the job")
+                result = await self._attempt(running, task, payload, writer)
         except (JobstreamError, Retry) as problem:
             error = problem
         except Exception:
@@ -211,11 +207,20 @@ class Runner:
             self._meter.lost()
             logger.warning("job %s: its end was refused, another worker has it", job.id)
 
-    def _task(self, name: str) -> Task:
-        try:
-            return self._tasks[name]
-        except KeyError:
-            raise TaskMissing(f"This worker has no task {name[:64]!r}") from None
+    async def _adopt(self, job: ClaimedJob, task: Task | None, payload: Payload, writer: AttemptWriter) -> bool:
+        """Complete the record of a stock client's job. True when it was given back: the next claim knows its task."""
+        announced = announcement(task) if task is not None else await writer.announced(payload.task)
+        if announced is None:
+            return False
+        await writer.adopt(
+            task=announced.name,
+            enqueued_ms=payload.enqueued_ms,
+            ttl=announced.ttl,
+            max_attempts=announced.max_attempts,
+        )
+        # Another worker may have the task, or there is a limit to keep to.
+        released = not job.stop and (task is None or task.max_running is not None)
+        return released and await writer.release()
 
     async def _attempt(self, running: RunningJob, task: Task, payload: Payload, writer: AttemptWriter) -> bytes | None:
         """The task's result as JSON, or None when the attempt was stopped. Raises JobstreamError or Retry."""

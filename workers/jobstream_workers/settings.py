@@ -10,6 +10,7 @@ from jobstream.errors import ConfigurationError
 from jobstream.files import FileSettings
 from jobstream.redis import RedisSettings
 from jobstream.task import QUEUE_NAME
+from jobstream_workers.claim import WEEK_SECONDS
 
 
 class WorkerSettings(RedisSettings, FileSettings):
@@ -35,6 +36,13 @@ class WorkerSettings(RedisSettings, FileSettings):
     )
     max_crashes: int = Field(
         3, ge=1, description="A job whose worker died so many times fails instead of being run again."
+    )
+    missing_task_seconds: float = Field(
+        86_400.0,
+        ge=0,
+        le=WEEK_SECONDS,
+        description="A job whose task this worker lacks is left to other workers; it fails when it has waited, and no "
+        "worker with its task was heard of, for this time.",
     )
     poll_seconds: float = Field(0.5, gt=0, le=1, description="Fallback poll: for jobs whose wake-up was lost.")
     shutdown_seconds: float = Field(

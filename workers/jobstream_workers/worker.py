@@ -27,7 +27,7 @@ from jobstream.files import FileStore
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.serialize import deserialize, serialize
 from jobstream.task import Task
-from jobstream_workers.claim import CLAIM_MAX, ClaimedJob, claim
+from jobstream_workers.claim import ANY_SUSPECTS, CLAIM_MAX, ClaimedJob, Numbers, StaleClaim, Suspects, claim, task_list
 from jobstream_workers.executors import Executors
 from jobstream_workers.health import HealthServer, Meter, Pulse
 from jobstream_workers.lease import LeaseKeeper, Verdict
@@ -78,6 +78,9 @@ class Worker(ArqWorker):
         self._files = FileStore(settings.files_dir)
         self._rotation = Rotation(settings.queue_weights)
         self._limits = {name: task.max_running for name, task in tasks.items() if task.max_running is not None}
+        self._task_list = task_list(tasks)
+        self._numbers = Numbers(this=0, heard=0)
+        self._suspects = 0
         self._wake = asyncio.Event()
         self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -131,6 +134,7 @@ class Worker(ArqWorker):
                     await self._drain(settings.shutdown_seconds)
                 finally:
                     await self._release_all()
+                    await self._settle()
                     await cancel(*loops)
                     with contextlib.suppress(Exception):  # the heartbeat expires by itself
                         await catalogue.part(self.pool, self.id)
@@ -208,16 +212,28 @@ class Worker(ArqWorker):
     async def _claim_from(self, queue: str, slots: int, runner: Runner, leases: LeaseKeeper) -> tuple[int, float]:
         """Claim and start; how many, and the seconds until the queue should be looked at again."""
         asked_at = time.monotonic()
-        claimed, due = await claim(
-            self.pool,
-            queue=queue,
-            worker_id=self.id,
-            slots=slots,
-            lease=self._settings.lease_seconds,
-            limits=self._limits,
-        )
-        if time.monotonic() - asked_at > self._settings.lease_seconds:
-            return 0, 0.0  # frozen meanwhile: these leases have ended, and the jobs may be somebody else's
+        settings, last_crash = self._settings, self._settings.max_crashes - 1
+        numbers = self._numbers = Numbers(this=self._numbers.this + 1, heard=self._numbers.heard)
+        try:
+            claimed, due = await claim(
+                self.pool,
+                queue=queue,
+                worker_id=self.id,
+                slots=slots,
+                lease=settings.lease_seconds,
+                limits=self._limits,
+                numbers=numbers,
+                tasks=self._task_list,
+                missing=settings.missing_task_seconds,
+                # One more crash would be the last. Of those together in one worker one is guilty, and all would fail.
+                suspects=Suspects(last_crash, int(not self._suspects)) if last_crash else ANY_SUSPECTS,
+            )
+        except StaleClaim:  # sent twice, and the answer to the first is lost
+            return 0, 0.0
+        if time.monotonic() - asked_at > settings.lease_seconds:
+            # Frozen meanwhile: these leases have ended, and the jobs may be somebody else's. The others are given back.
+            return 0, 0.0
+        self._numbers = numbers._replace(heard=numbers.this)
         self._meter.claimed(claimed)
         for job in claimed:
             self._start(job, runner, leases)
@@ -230,12 +246,15 @@ class Worker(ArqWorker):
         if (lost := self._running.get(job.id)) is not None:
             lost.stop(StopReason.LOST)  # frozen for longer than its lease, and nobody else was free to take it over
         self._running[job.id] = running
+        suspect = 0 < self._settings.max_crashes - 1 <= job.crashes
+        self._suspects += suspect
         leases.hold(job)
         task = asyncio.create_task(runner.run(running), name=f"run-{job.id}")
         self.tasks[job.id] = task
 
         def ended(task: asyncio.Task[None]) -> None:
             leases.drop(job)
+            self._suspects -= suspect
             if self._running.get(job.id) is running:
                 del self._running[job.id]
                 del self.tasks[job.id]
@@ -321,6 +340,21 @@ class Worker(ArqWorker):
             with contextlib.suppress(Exception):  # Redis is away: the lease ends by itself
                 async with asyncio.timeout(2):
                     await AttemptWriter(self.pool, running.job).release()
+
+    async def _settle(self) -> None:
+        """Give back what a claim took whose answer was lost. Should Redis execute that one later, it takes nothing."""
+        if self._numbers.heard == self._numbers.this:
+            return
+        with contextlib.suppress(Exception):  # Redis is away: the leases end by themselves
+            async with asyncio.timeout(2):
+                await claim(
+                    self.pool,
+                    queue=self._settings.queue_names[0],
+                    worker_id=self.id,
+                    slots=0,
+                    lease=self._settings.lease_seconds,
+                    numbers=self._numbers._replace(this=self._numbers.this + 1),
+                )
 
     @property
     def stuck(self) -> int:

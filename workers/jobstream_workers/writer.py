@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
 
 from jobstream import keys
+from jobstream.catalogue import Announcement, read_announcement
 from jobstream.job import JobStatus
 from jobstream.outbox import Batch
 from jobstream.progress import Eta, Progress, percent
@@ -18,6 +20,8 @@ from jobstream.queue import LIVE_SECONDS
 from jobstream.redis import is_unavailable
 from jobstream.scripts import Argument, Script
 from jobstream_workers.claim import ClaimedJob
+
+T = TypeVar("T")
 
 logger = logging.getLogger("jobstream.writer")
 
@@ -52,6 +56,10 @@ class AttemptWriter:
     async def adopt(self, *, task: str, enqueued_ms: int, ttl: float, max_attempts: int) -> bool:
         """Complete the record of a job that a stock arq client enqueued. `ttl` in seconds."""
         return await self._write(_adopt, task, enqueued_ms, round(ttl * 1000), max_attempts)
+
+    async def announced(self, task: str) -> Announcement | None:
+        """What other workers have announced of a task."""
+        return await self._patiently(lambda: read_announcement(self._client, task))
 
     async def emit(self, batch: Batch) -> bool:
         """Write progress, log lines and chunks, in the order in which they were said."""
@@ -100,12 +108,18 @@ class AttemptWriter:
 
         A repeated `emit` after a lost answer can say a batch twice; it never loses one.
         """
+        job = self._job
+        return bool(
+            await self._patiently(
+                lambda: script(self._client, key_names=[keys.queue(job.queue)], args=[job.id, job.token, *args])
+            )
+        )
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         job, pause = self._job, 0.05
         while True:
             try:
-                return bool(
-                    await script(self._client, key_names=[keys.queue(job.queue)], args=[job.id, job.token, *args])
-                )
+                return await call()
             except Exception as error:
                 if not is_unavailable(error):
                     raise
