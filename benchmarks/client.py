@@ -29,6 +29,15 @@ async def enqueue(system: System, *, jobs: int, in_flight: int) -> dict[str, Any
     return {"seconds": (time.monotonic_ns() - began) / 1e9}
 
 
+async def enqueue_many(system: System, *, jobs: int, size: int) -> dict[str, Any]:
+    """Submit no-ops, so many in one call, one call after the other: how long it took, in seconds; or that it cannot."""
+    began = time.monotonic_ns()
+    for _ in range(jobs // size):
+        if not await system.enqueue_many(size):
+            return {"seconds": None}
+    return {"seconds": (time.monotonic_ns() - began) / 1e9}
+
+
 async def drained(system: System, *, jobs: int) -> dict[str, Any]:
     """Wait until no job is left: when that was, and how often it was looked up (the fewer, the less it disturbs)."""
     began, looks, pause = time.monotonic(), 0, 0.05
@@ -68,7 +77,7 @@ async def steady(system: System, *, jobs: int, rate: float) -> dict[str, Any]:
     return {"rate": jobs / took}
 
 
-ORDERS = {order.__name__: order for order in (enqueue, drained, one_by_one, steady)}
+ORDERS = {order.__name__: order for order in (enqueue, enqueue_many, drained, one_by_one, steady)}
 
 
 async def _serve(reference: str, url: str) -> None:

@@ -16,6 +16,8 @@ STEADY_RATE = 200.0
 """Jobs a second of the measurement under load."""
 STEADY_SLOTS = 100
 IDLE_SLOTS = 10
+BATCH = 1_000
+"""Jobs of one batch."""
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,20 @@ async def steady(lab: Lab, *, jobs: int) -> Measured:
 
 
 async def enqueue(lab: Lab, *, one_by_one: int, in_flight: int) -> Measured:
-    """Submits a second by one client process: each awaited before the next, and 100 awaited at a time. No worker."""
+    """Submits a second by one client process: each awaited before the next, 100 awaited at a time, and 1,000 in one
+    call, where the library has one that stores all or none. No worker."""
     lab.server.empty()
     async with lab.client() as client:
         await client.ask("enqueue", jobs=100, in_flight=10)
         alone = await client.ask("enqueue", jobs=one_by_one, in_flight=1)
         await client.ask("enqueue", jobs=200, in_flight=100)  # opens the connections
         together = await client.ask("enqueue", jobs=in_flight, in_flight=100)
-    return Measured(
-        values={"one_by_one": one_by_one / alone["seconds"], "100_in_flight": in_flight / together["seconds"]}
-    )
+        await client.ask("enqueue_many", jobs=BATCH, size=BATCH)
+        batch = await client.ask("enqueue_many", jobs=max(in_flight // BATCH, 1) * BATCH, size=BATCH)
+    values = {"one_by_one": one_by_one / alone["seconds"], "100_in_flight": in_flight / together["seconds"]}
+    if batch["seconds"] is not None:
+        values["batch"] = max(in_flight // BATCH, 1) * BATCH / batch["seconds"]
+    return Measured(values=values)
 
 
 def _delays(lab: Lab, marks: dict[str, Any], jobs: int) -> list[float]:

@@ -124,24 +124,24 @@ def _latency_rows(systems: dict[str, list[Measured]]) -> list[Row]:
 
 
 def _enqueue_rows(systems: dict[str, list[Measured]]) -> list[Row]:
-    kinds = list(next(iter(systems.values()))[0].values)
-    bases = [name for name in ("arq", "floor") if name in systems]
-    rows = [
-        [
-            "",
-            *(
-                word
-                for kind in kinds
-                for word in (f"{kind.replace('_', ' ')} /s", "", *(f"× {base}" for base in bases))
-            ),
-        ]
-    ]
+    kinds = list(dict.fromkeys(kind for runs in systems.values() for kind in runs[0].values))
+    bases = {
+        kind: [name for name in ("arq", "floor") if name in systems and kind in systems[name][0].values]
+        for kind in kinds
+    }
+    head = [""]
+    for kind in kinds:
+        head += [f"{kind.replace('_', ' ')} /s", "", *(f"× {base}" for base in bases[kind])]
+    rows = [head]
     for name, runs in systems.items():
         row = [name]
         for kind in kinds:
+            if kind not in runs[0].values:
+                row += ["–", "", *("" for _ in bases[kind])]
+                continue
             rates = _values(runs, kind)
             row += [f"{median(rates):,.0f}", _range(rates, "{:,.0f}")]
-            row += [_ratio(rates, _values(systems[base], kind)) for base in bases]
+            row += [_ratio(rates, _values(systems[base], kind)) for base in bases[kind]]
         rows.append(row)
     return rows
 

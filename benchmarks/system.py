@@ -33,6 +33,10 @@ class System(ABC):
     async def enqueue(self) -> None:
         """Submit a job that does nothing, and calls `MARKS.noop`."""
 
+    async def enqueue_many(self, jobs: int) -> bool:
+        """Submit so many of them in one call, all or none. False when the library has no such call."""
+        return False
+
     @abstractmethod
     async def enqueue_stamped(self, sent_ns: int) -> None:
         """Submit a job that calls `MARKS.stamp(sent_ns)`."""

@@ -35,13 +35,14 @@ FINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 
 
 def new_job_id(*, now_ms: int | None = None, entropy: int | None = None) -> str:
     """A ULID (github.com/ulid/spec): 48 bits of milliseconds and 80 random ones, 26 characters that sort by time."""
     milliseconds = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     value = milliseconds << 80 | (secrets.randbits(80) if entropy is None else entropy)
-    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -5, -5))
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -10, -10)])
 
 
 def wire_time(value: datetime) -> str:

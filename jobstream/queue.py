@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, Self, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -21,6 +22,7 @@ from jobstream.errors import (
     JobConflict,
     JobGone,
     JobNotFound,
+    PayloadTooLarge,
     RedisUnavailable,
 )
 from jobstream.job import Job, JobStatus, Record, job_from_record, new_job_id, pairs
@@ -41,9 +43,17 @@ TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
 TAGS_MAX = 20
 PRIORITY_MAX = 100
 
+BATCH_JOBS = 10_000
+"""Jobs that one batch may have: one script stores them, and Redis serves nobody else meanwhile."""
+BATCH_BYTES = 32 << 20
+"""What their inputs may have together."""
+_SLICE = 250
+"""Jobs after which others get a turn of the event loop."""
+
 ALL_JOBS = JobFilter()
 
-_submit = Script("submit")
+_submit = Script("submit", uses=["store"])
+_submit_many = Script("submit_many", uses=["store"])
 _cancel = Script("cancel")
 _rerun = Script("rerun")
 
@@ -85,6 +95,23 @@ class SubmitOptions:
             raise InvalidParameter(
                 f"tags are up to {TAGS_MAX} words of 1 to 64 letters, digits and the signs _ . : / @ + -"
             )
+
+
+_DEFAULTS = SubmitOptions()
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job to be: what `Queue.submit` takes."""
+
+    task: str
+    data: dict[str, Any]
+    options: SubmitOptions = _DEFAULTS
+    default_queue: str = DEFAULT_QUEUE
+    default_ttl: float = DEFAULT_TTL
+    max_attempts: int = 1
+    job_id: str | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,38 +185,15 @@ class Queue:
         `key`: unique per owner and task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours.
         Raises IdempotencyMismatch when the key stands for a request with another fingerprint.
         """
-        options = options or SubmitOptions()
-        options.check()
-        if owner is not None and not TENANT.match(owner):
-            raise InvalidParameter("owner is 1 to 128 visible ASCII characters, without spaces")
-        queue = options.queue or default_queue
-        fields: dict[str, str | float | int] = {
-            "max_attempts": max_attempts,
-            "ttl": round((options.ttl or default_ttl) * 1000),
-        }
-        if options.timeout is not None:
-            fields["timeout"] = options.timeout
-        if options.priority:
-            fields["priority"] = options.priority
-        if owner is not None:
-            fields["owner"] = owner
-        job_id = job_id or new_job_id()
-        tags = " ".join(dict.fromkeys(options.tags))
-        before: list[Argument] = [
-            job_id,
-            queue,
-            task,
-            arq_payload(task, data),
-            round(options.delay * 1000),
-            round(options.run_at.timestamp() * 1000) if options.run_at else 0,
-            round(LIVE_SECONDS * 1000),
-            tags,
-        ]
+        new = _NewJob.of(
+            Submission(task, data, options or _DEFAULTS, default_queue, default_ttl, max_attempts, job_id, owner)
+        )
+        before: list[Argument] = [*new.head, round(LIVE_SECONDS * 1000), new.tags]
         scoped = f"{owner or ''} {key}" if key else ""
-        after: list[Argument] = [scoped, fingerprint, *(part for pair in fields.items() for part in pair)]
+        after: list[Argument] = [scoped, fingerprint, *new.field_words()]
         for _ in range(2):  # the second time with a clock that was set by the first
             verdict, *rest = await _submit(
-                self.client, key_names=[keys.queue(queue)], args=[*before, self._clock.deadline(), *after]
+                self.client, key_names=[keys.queue(new.queue)], args=[*before, self._clock.deadline(), *after]
             )
             if verdict == b"mismatch":
                 raise IdempotencyMismatch("The key was used for a request with another payload")
@@ -200,10 +204,51 @@ class Queue:
                 return self._job(pairs(rest[0])), verdict == b"replayed"
             now, due = map(int, rest)
             self._clock.set(now)
-            status = JobStatus.SCHEDULED if due > now else JobStatus.QUEUED
-            stored = {"id": job_id, "task": task, "queue": queue, "status": status, "version": 1, "created_at": now}
-            stored |= fields | {"tags": tags} | ({"run_at": due} if due > now else {})
-            return self._job({name.encode(): str(value).encode() for name, value in stored.items()}), False
+            return self._job(new.record(now, due)), False
+        raise RedisUnavailable("Redis answered too late")
+
+    async def submit_many(self, submissions: Sequence[Submission]) -> Sequence[str]:
+        """Store up to 10,000 jobs and put them on their queues, in one round trip, all or none. Their ids, in order.
+
+        A call that is repeated with the same `job_id`s stores nothing new. Raises InvalidParameter when one of them
+        makes no sense, PayloadTooLarge for a batch that is too large, JobConflict when some of the ids are taken
+        already, RedisUnavailable as `submit` does: then none is stored.
+        """
+        if len(submissions) > BATCH_JOBS:
+            raise PayloadTooLarge(f"A batch has at most {BATCH_JOBS:,} jobs")
+        if not submissions:
+            return []
+        new: list[_NewJob] = []
+        words: list[Argument] = []
+        size = 0
+        for number, submission in enumerate(submissions):
+            if number % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+            try:
+                job = _NewJob.of(submission)
+            except InvalidParameter as error:
+                raise InvalidParameter(f"Job {number} of the batch: {error.detail}") from None
+            size += len(job.payload)
+            new.append(job)
+            fields = job.field_words()
+            words += [*job.head, job.tags, len(fields), *fields]
+        if size > BATCH_BYTES:
+            raise PayloadTooLarge(f"The inputs of a batch have at most {BATCH_BYTES >> 20} MB")
+        if len({job.job_id for job in new}) < len(new):
+            raise InvalidParameter("Two jobs of the batch have the same id")
+        queues = [keys.queue(queue) for queue in sorted({job.queue for job in new})]
+        for _ in range(2):  # the second time with a clock that was set by the first
+            verdict, *rest = await _submit_many(
+                self.client, key_names=queues, args=[self._clock.deadline(), round(LIVE_SECONDS * 1000), *words]
+            )
+            if verdict == b"late":
+                self._clock.set(int(rest[0]))
+                continue
+            if verdict == b"clash":
+                raise JobConflict(f"There is a job {rest[0].decode()} already, of which the rest of the batch has none")
+            if verdict == b"stored":
+                self._clock.set(int(rest[0]))
+            return [job.job_id for job in new]
         raise RedisUnavailable("Redis answered too late")
 
     async def get(self, job_id: str, *, owner: str | None = None) -> Job:
@@ -276,6 +321,72 @@ class Queue:
 
     def _job(self, record: Record) -> Job:
         return job_from_record(record, prefix=self._prefix)
+
+
+class _NewJob(NamedTuple):
+    """A submission that makes sense, as the scripts want it."""
+
+    job_id: str
+    queue: str
+    task: str
+    payload: bytes
+    delay_ms: int
+    run_at_ms: int
+    tags: str
+    fields: dict[str, str | float | int]
+    """More fields of the record."""
+
+    @classmethod
+    def of(cls, wanted: Submission) -> Self:
+        """Raises InvalidParameter."""
+        options, owner = wanted.options, wanted.owner
+        if options is not _DEFAULTS:
+            options.check()
+        if owner is not None and not TENANT.match(owner):
+            raise InvalidParameter("owner is 1 to 128 visible ASCII characters, without spaces")
+        fields: dict[str, str | float | int] = {
+            "max_attempts": wanted.max_attempts,
+            "ttl": round((options.ttl or wanted.default_ttl) * 1000),
+        }
+        if options.timeout is not None:
+            fields["timeout"] = options.timeout
+        if options.priority:
+            fields["priority"] = options.priority
+        if owner is not None:
+            fields["owner"] = owner
+        return cls(
+            job_id=wanted.job_id or new_job_id(),
+            queue=options.queue or wanted.default_queue,
+            task=wanted.task,
+            payload=arq_payload(wanted.task, wanted.data),
+            delay_ms=round(options.delay * 1000),
+            run_at_ms=round(options.run_at.timestamp() * 1000) if options.run_at else 0,
+            tags=" ".join(dict.fromkeys(options.tags)),
+            fields=fields,
+        )
+
+    @property
+    def head(self) -> tuple[Argument, ...]:
+        """Where the arguments of both scripts begin."""
+        return self[:6]
+
+    def field_words(self) -> list[Argument]:
+        """Name, value, name, value, …"""
+        return [word for pair in self.fields.items() for word in pair]
+
+    def record(self, now: int, due: int) -> Record:
+        """What the script has stored (ms of Redis's time)."""
+        status = JobStatus.SCHEDULED if due > now else JobStatus.QUEUED
+        stored: dict[str, object] = {
+            "id": self.job_id,
+            "task": self.task,
+            "queue": self.queue,
+            "status": status,
+            "version": 1,
+            "created_at": now,
+        }
+        stored |= self.fields | {"tags": self.tags} | ({"run_at": due} if due > now else {})
+        return {name.encode(): str(value).encode() for name, value in stored.items()}
 
 
 class _RedisClock:

@@ -7,7 +7,7 @@ from benchmarks.system import System
 from jobstream import keys, task
 from jobstream.events import parse_message
 from jobstream.job import new_job_id
-from jobstream.queue import Queue
+from jobstream.queue import Queue, Submission
 from jobstream.redis import UrlSource
 from jobstream_workers.main import main
 from jobstream_workers.settings import WorkerSettings
@@ -38,6 +38,10 @@ class Jobstream(System):
 
     async def enqueue(self) -> None:
         await self._queue.submit("noop", {})
+
+    async def enqueue_many(self, jobs: int) -> bool:
+        await self._queue.submit_many([Submission("noop", {})] * jobs)
+        return True
 
     async def enqueue_stamped(self, sent_ns: int) -> None:
         await self._queue.submit("stamp", {"sent_ns": sent_ns})

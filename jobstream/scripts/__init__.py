@@ -23,12 +23,13 @@ _NAME = re.compile(rf"\b(?:{'|'.join(_NAMES)})\b")
 class Script:
     """A loaded script. Call it with a client; it is sent whole only when Redis does not know it (EVALSHA → EVAL).
 
-    `uses`: other scripts, which it can call as functions of their names; they see the same KEYS and ARGV.
+    `uses`: other scripts, which it, and those after them, can call as functions of
+    their names; they see the same KEYS and ARGV.
     """
 
     def __init__(self, name: str, *, uses: Sequence[str] = ()) -> None:
         self.name = name
-        used = "".join(f"local function {other}()\n{_source(other)}end\n" for other in uses)
+        used = "".join(f"local function {other}(...)\n{_source(other)}end\n" for other in uses)
         self.text = _source("prelude") + used + _source(name)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 

@@ -1,0 +1,36 @@
+-- Used by submit and submit_many: store one new job and put it on its queue: record, log, indexes, arq's keys and event.
+-- Arguments: now (ms), add (a function that adds a member to a zset: key, score, member), the queue's zset, id, queue's
+-- name, task, payload, delay (ms), run at (ms, 0: now), how long it may wait (ms), tags, separated by spaces, and from
+-- where to where in ARGV more fields of the record are: name, value, …
+-- Returns when it is due (ms). The wake-up is the caller's.
+local now, add, queue, id, queue_name, task, payload, delay, run_at, live, tags, from, to = ...
+local record, created_at = RECORD .. id, whole(now)
+local due = math.max(now + tonumber(delay), tonumber(run_at))
+local status = due > now and 'scheduled' or 'queued'
+redis.call('HSET', record, 'id', id, 'task', task, 'queue', queue_name, 'status', status, 'version', 1, 'attempt', 0,
+  'created_at', created_at, 'tags', tags, unpack(ARGV, from, to))
+local priority, owner = 0, nil
+for at = from, to, 2 do
+  if ARGV[at] == 'priority' then priority = tonumber(ARGV[at + 1]) end
+  if ARGV[at] == 'owner' then owner = ARGV[at + 1] end
+end
+if due > now then
+  redis.call('HSET', record, 'run_at', whole(due))
+  add(queue, whole(due), id)
+  if priority ~= 0 then add(PROMOTE .. queue_name, whole(due), id) end
+else
+  add(queue, whole(score(due, priority)), id)
+end
+local wait = due - now + tonumber(live)
+redis.call('SET', ARQ_JOB .. id, payload, 'PX', whole(wait))
+add(INDEX_STATUS .. status, created_at, id)
+add(INDEX, created_at, id)
+add(INDEX_TASK .. task, created_at, id)
+for tag in string.gmatch(tags, '[^ ]+') do add(INDEX_TAG .. tag, created_at, id) end
+if owner then add(INDEX_OWNER .. owner, created_at, id) end
+tell(id, 1, 'status', status_data(status, 0), now, '-')
+local deadline = whole(now + wait)
+redis.call('PEXPIREAT', record, deadline)
+redis.call('PEXPIREAT', LOG .. id, deadline)
+add(EXPIRY, deadline, expiry_member(id, task, tags, owner))
+return due

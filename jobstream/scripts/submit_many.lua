@@ -1,0 +1,57 @@
+-- Store jobs and put them on their queues, all or none; each as submit.lua does, but one wake-up per queue; `store` is store.lua.
+-- KEYS  1… the queues' zsets (their names are made from ARGV)
+-- ARGV  1 until when the caller waits (ms, 0: for ever)   2 how long jobs may wait (ms)   3… of each job: id, queue's name,
+--       task, payload, delay (ms), run at (ms, 0: now), tags, how many words follow, more fields: name, value, …
+-- Returns {'stored', now} (ms); {'late', now} as submit.lua does; {'taken'} when all ids are (a repeated call has stored
+-- them before); {'clash', id} when some are.
+local now = now_ms()
+local jobs, taken, names = {}, {}, {}
+local at = 3
+while at <= #ARGV do
+  local id = ARGV[at]
+  jobs[#jobs + 1] = at
+  names[#names + 1] = RECORD .. id
+  names[#names + 1] = ARQ_JOB .. id
+  names[#names + 1] = ARQ_RESULT .. id
+  at = at + 8 + tonumber(ARGV[at + 7])
+  if #names == 3000 or at > #ARGV then
+    if redis.call('EXISTS', unpack(names)) > 0 then
+      for place = 1, #names, 3 do
+        if redis.call('EXISTS', names[place], names[place + 1], names[place + 2]) > 0 then
+          taken[#taken + 1] = string.sub(names[place], #RECORD + 1)
+        end
+      end
+    end
+    names = {}
+  end
+end
+if #taken == #jobs then return {'taken'} end
+if #taken > 0 then return {'clash', taken[1]} end
+if tonumber(ARGV[1]) > 0 and now > tonumber(ARGV[1]) then return {'late', now} end
+
+-- What goes to the zsets is gathered: one ZADD with hundreds of members costs a fraction of hundreds of ZADDs.
+local gathered = {}
+local function add(key, score, member)
+  local words = gathered[key]
+  if not words then
+    words = {}
+    gathered[key] = words
+  end
+  words[#words + 1] = score
+  words[#words + 1] = member
+  if #words == 1000 then
+    redis.call('ZADD', key, unpack(words))
+    gathered[key] = nil
+  end
+end
+
+local wakes = {}
+for _, at in ipairs(jobs) do
+  local id, queue_name = ARGV[at], ARGV[at + 1]
+  store(now, add, queue_key(queue_name), id, queue_name, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[2],
+    ARGV[at + 6], at + 8, at + 7 + tonumber(ARGV[at + 7]))
+  wakes[queue_name] = id
+end
+for key, words in pairs(gathered) do redis.call('ZADD', key, unpack(words)) end
+for queue_name, id in pairs(wakes) do redis.call('PUBLISH', WAKE .. queue_name, id) end
+return {'stored', now}
