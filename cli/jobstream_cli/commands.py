@@ -58,14 +58,14 @@ async def submit(
             idempotency_key=order.key or uuid.uuid4().hex,  # so that a cut on the way is healed by sending it again
         )
         if follow == "no":
-            _print(_dump(await handle.refresh()) if as_json else handle.id)
+            _print(_dump(await handle.get()) if as_json else handle.id)
             return Exit.OK
         click.echo(handle.id, err=True)
         view = JobView(handle.id, order.task)
         display: Display = Silent() if follow == "wait" or as_json else choose_display([view], sys.stderr)
         await _follow(service, client, [view], display, timeout=timeout)
         if as_json and view.fault is None:
-            _print(_dump(view.job or await handle.refresh()))
+            _print(_dump(view.job or await handle.get()))
         elif view.status == JobStatus.SUCCEEDED:
             _print_result(await handle.result())
         return view.exit
@@ -87,7 +87,7 @@ async def list_jobs(
 ) -> Exit:
     """Print the latest jobs as a table, as NDJSON or as bare ids."""
     async with Client(service.url, token=service.token) as client:
-        jobs = client.list(status=status, task=task, tag=tag, limit=limit)
+        jobs = client.jobs(status=status, task=task, tag=tag, limit=limit)
         if form == "table":
             _print_table([job async for job in jobs])
         else:
@@ -99,7 +99,7 @@ async def list_jobs(
 async def show(service: Service, job_id: str, *, as_json: bool = False) -> Exit:
     """Print a job. That it has failed is no failure of showing it."""
     async with Client(service.url, token=service.token) as client:
-        job = await client.job(job_id).refresh()
+        job = await client.job(job_id).get()
     if as_json:
         _print(_dump(job))
     else:

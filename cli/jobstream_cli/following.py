@@ -54,7 +54,7 @@ async def _follow(client: Client, view: JobView, display: Display) -> None:
                 display.show(view, event, moved=view.apply(event))
         if not view.done:  # the stream said "no more" (204): the job was done before
             before = view.status
-            view.take(await handle.refresh())
+            view.take(await handle.get())
             display.show(view, None, moved=view.status != before)
     except ClientError as error:
         view.fault = error

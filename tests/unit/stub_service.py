@@ -31,6 +31,8 @@ class Answer:
 
     data: bytes
     hold: bool = False
+    ping: float | None = None
+    """Seconds between two comments that are sent while it is held open."""
 
 
 def answer(status: int, body: JsonValue = None, headers: Mapping[str, str] | None = None) -> Answer:
@@ -41,11 +43,12 @@ def answer(status: int, body: JsonValue = None, headers: Mapping[str, str] | Non
     return Answer(_head(status, lines) + content)
 
 
-def sse(*frames: str, cut: bool = False, hold: bool = False) -> Answer:
-    """An event stream of these frames: ended properly, cut in the middle of a response, or left open."""
+def sse(*frames: str, cut: bool = False, hold: bool = False, ping: float | None = None) -> Answer:
+    """An event stream of these frames: ended properly, cut in the middle of a response, left open, or pinging on."""
     lines = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked", "Connection": "close"}
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(data), data) for data in (frame.encode() for frame in frames))
-    return Answer(_head(200, lines) + chunks + (b"" if cut or hold else b"0\r\n\r\n"), hold)
+    open_ended = cut or hold or ping is not None
+    return Answer(_head(200, lines) + chunks + (b"" if open_ended else b"0\r\n\r\n"), hold, ping)
 
 
 def frame(event: str, data: JsonValue, event_id: str = "") -> str:
@@ -100,6 +103,7 @@ class StubService:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self._asked, self._left = threading.Event(), threading.Event()
         self._answers: dict[tuple[str, str], list[Answer]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -111,6 +115,14 @@ class StubService:
     def seen(self, method: str, path: str) -> list[Request]:
         """The requests that a route has got so far."""
         return [request for request in self.requests if (request.method, request.path) == (method, path)]
+
+    def wait_for_request(self) -> bool:
+        """True as soon as there has been a request, False after a while."""
+        return self._asked.wait(20)
+
+    def wait_for_leaver(self) -> bool:
+        """True as soon as a client has left an answer that is held open, False after a while."""
+        return self._left.wait(20)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -150,6 +162,7 @@ class StubService:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await _read(reader)
         self.requests.append(request)
+        self._asked.set()
         script = self._answers.get((request.method, request.path))
         if script is None:
             reply = answer(404, {"title": "There is no job of that id", "status": 404, "code": "job-not-found"})
@@ -157,8 +170,21 @@ class StubService:
             reply = script.pop(0) if len(script) > 1 else script[0]
         writer.write(reply.data)
         await writer.drain()
-        if reply.hold:
-            await self._stopping.wait()
+        if reply.hold or reply.ping is not None:
+            await self._hold(reader, writer, reply.ping)
+
+    async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ping: float | None) -> None:
+        """Until the client leaves or the stub ends."""
+        gone, stopping = asyncio.create_task(reader.read()), asyncio.create_task(self._stopping.wait())
+        while not gone.done() and not stopping.done():
+            if ping is not None:
+                writer.write(b"8\r\n: ping\n\n\r\n")
+            await asyncio.wait({gone, stopping}, timeout=ping, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            self._left.set()
+        for task in (gone, stopping):
+            task.cancel()
+        await asyncio.gather(gone, stopping, return_exceptions=True)
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:

@@ -1,0 +1,49 @@
+"""The HTTP client: submit a job, keep its handle, follow its events across cuts, fetch its result.
+
+`Client` is for asyncio, `SyncClient` for everything else; they differ in nothing but `await`. What both say and
+understand is in `calls` (one request and its answer) and `stream` (events, across cuts), which do no I/O.
+"""
+
+from jobstream.client.aio import Client, JobHandle
+from jobstream.client.calls import DEFAULT_URL, SubmitOptions, TaskInfo
+from jobstream.client.errors import (
+    ClientError,
+    FieldProblem,
+    Gone,
+    JobCancelled,
+    JobFailed,
+    NotFound,
+    Problem,
+    Rejected,
+    StillRunning,
+    Unauthorized,
+    Unavailable,
+    UnexpectedResult,
+    Unreachable,
+)
+from jobstream.client.stream import Event
+from jobstream.client.sync import SyncClient, SyncJobHandle
+
+__all__ = [
+    "DEFAULT_URL",
+    "Client",
+    "ClientError",
+    "Event",
+    "FieldProblem",
+    "Gone",
+    "JobCancelled",
+    "JobFailed",
+    "JobHandle",
+    "NotFound",
+    "Problem",
+    "Rejected",
+    "StillRunning",
+    "SubmitOptions",
+    "SyncClient",
+    "SyncJobHandle",
+    "TaskInfo",
+    "Unauthorized",
+    "Unavailable",
+    "UnexpectedResult",
+    "Unreachable",
+]

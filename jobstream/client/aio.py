@@ -1,0 +1,192 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar, Unpack, overload
+
+import httpx2
+from pydantic import BaseModel, JsonValue, TypeAdapter
+
+from jobstream.client import calls
+from jobstream.client.calls import DEFAULT_URL, Call, SubmitOptions, TaskInfo
+from jobstream.client.errors import StillRunning, Unavailable, Unreachable
+from jobstream.client.stream import Event, Following, Policy
+from jobstream.job import Job
+
+T = TypeVar("T")
+
+
+class Client:
+    """A connection pool to one service. Use it with `async with`.
+
+    `token`: sent as a bearer token. `timeout`: seconds to wait for an answer. `patience`: seconds a stream that has
+    been cut keeps trying to come back before it raises `Unreachable`. `max_pause`: seconds between two attempts to
+    come back, at most, whatever the service asks for. A URL that is none raises `Unreachable`.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        token: str | None = None,
+        timeout: float = 30.0,
+        patience: float = 60.0,
+        max_pause: float = 30.0,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._policy = Policy(self.base_url, patience, max_pause)
+        try:
+            self._http = httpx2.AsyncClient(**calls.connection_options(self.base_url, token, timeout))
+        except httpx2.InvalidURL as error:
+            raise Unreachable(f"{base_url!r} is not a URL: {error}") from None
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    async def submit(
+        self,
+        task: str,
+        input: Mapping[str, object] | BaseModel | None = None,
+        files: Sequence[Path] | Mapping[str, Sequence[Path]] = (),
+        **options: Unpack[SubmitOptions],
+    ) -> JobHandle:
+        """Hand in a job and return its handle as soon as the service has stored it.
+
+        `files` are uploaded to the field `files`, or to the fields that the mapping names, and are read from disk as
+        they are sent. With an `idempotency_key` a submit that was cut, or answered with 503, is sent again, and never
+        makes a second job. Raises `Rejected` (422 with `problem.errors` for an input that does not fit), `NotFound`
+        for an unknown task, `Unreachable`, and OSError for a file that cannot be read.
+        """
+        return JobHandle(self, (await self._send(calls.submit(task, input, files, **options))).id)
+
+    def job(self, job_id: str) -> JobHandle:
+        """The handle of a job whose id is known. Asks nobody."""
+        return JobHandle(self, job_id)
+
+    async def jobs(
+        self, *, status: str | None = None, task: str | None = None, tag: str | None = None, limit: int | None = None
+    ) -> AsyncGenerator[Job]:
+        """Jobs, newest first, page by page as they are taken; at most `limit` of them."""
+        pages = calls.pages(status=status, task=task, tag=tag, limit=limit)
+        while pages.next is not None:
+            for job in pages.take(await self._send(pages.next)):
+                yield job
+
+    async def tasks(self) -> list[TaskInfo]:
+        """The catalogue: what can be submitted, and how many workers would run it."""
+        return await self._send(calls.tasks())
+
+    async def _send(self, call: Call[T]) -> T:
+        sent = 0
+        while True:
+            try:
+                with call.request(self._http) as request:
+                    response = await self._http.send(request, follow_redirects=call.follow_redirects)
+                return call.answer(response)
+            except (httpx2.RequestError, Unavailable) as error:
+                sent += 1
+                pause = call.pause_before_resend(error, sent, self.base_url)
+            await asyncio.sleep(pause)
+
+    async def _events(self, job_id: str, after: str | None) -> AsyncGenerator[Event]:
+        following = Following(job_id, after, self._policy)
+        while not following.ended:
+            failure: Exception | None = None
+            try:
+                async with self._http.sse(
+                    following.path,
+                    headers=following.headers,
+                    timeout=following.timeout(),
+                    max_event_size=None,  # our own service; a chunk may be as large as it likes
+                ) as source:
+                    if source.response.is_error:
+                        await source.response.aread()
+                    if following.opened(source.response):
+                        async for frame in source:
+                            if (event := following.take(frame)) is not None:
+                                yield event
+                            if following.ended:
+                                return
+            except (httpx2.RequestError, Unavailable) as error:
+                failure = error
+            if not following.ended:
+                await asyncio.sleep(following.pause(failure))
+
+
+class JobHandle:
+    """A job on the service. Made by `Client.submit` and `Client.job`; holds nothing but the id."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client = client
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"JobHandle({self.id!r})"
+
+    async def get(self) -> Job:
+        """The job as it is now. Raises `NotFound`, or `Gone` for one that was purged within a day."""
+        return await self._client._send(calls.get(self.id))
+
+    def events(self, after: str | None = None) -> AsyncGenerator[Event]:
+        """Every change, from a snapshot (or from just behind the event `after`) to `done`.
+
+        A cut is healed here: the stream comes back with `Last-Event-ID`, so nothing is lost and nothing comes twice.
+        Raises `NotFound`, `Gone` and `Unauthorized`, also when that comes to be meanwhile, and `Unreachable` when the
+        service was never there, or stays away for longer than the client's patience. Whoever leaves before the end and
+        wants the connection closed at that moment uses `contextlib.aclosing`.
+        """
+        return self._client._events(self.id, after)
+
+    async def wait(self, timeout: float | None = None) -> Job:
+        """The job once it is done, whatever its end. Raises `StillRunning` after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout), aclosing(self.events()) as events:
+                async for event in events:
+                    if event.event == "done" and event.job is not None:
+                        return event.job
+        except TimeoutError as error:
+            raise StillRunning(self.id, timeout or 0.0) from error
+        return await self._client._send(calls.get(self.id).patient())
+
+    @overload
+    async def result(self, timeout: float | None = None) -> JsonValue | bytes: ...
+
+    @overload
+    async def result(self, timeout: float | None = None, *, type: type[T] | TypeAdapter[T]) -> T: ...
+
+    async def result(
+        self, timeout: float | None = None, *, type: type[T] | TypeAdapter[T] | None = None
+    ) -> T | JsonValue | bytes:
+        """The result once there is one: what the task returned, or the bytes of a file result.
+
+        `type`: what it is to be, a pydantic model or any other type that pydantic can read; else it is plain JSON.
+        Raises `JobFailed`, `JobCancelled`, `UnexpectedResult` for another type, and `StillRunning` when the job is not
+        done after `timeout` seconds.
+        """
+        found: T | JsonValue | bytes = await self._client._send(
+            calls.result(await self.wait(timeout), self._client.base_url, type)
+        )
+        return found
+
+    async def cancel(self) -> Job:
+        """Ask the job to stop; its record stays. A job that is done already is returned unchanged."""
+        return await self._client._send(calls.cancel(self.id))
+
+    async def retry(self) -> Job:
+        """Run a failed or cancelled job again, under the same id. Raises Rejected when it is in no state for that."""
+        return await self._client._send(calls.retry(self.id))
+
+    async def purge(self) -> None:
+        """Remove the job's record, result and files; a running one is stopped first."""
+        await self._client._send(calls.purge(self.id))

@@ -1,0 +1,304 @@
+"""One request and its answer: how each is written and read, without sending it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypedDict, TypeVar
+from urllib.parse import quote
+
+import httpx2
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+from jobstream.client.errors import (
+    JobCancelled,
+    JobFailed,
+    Unavailable,
+    UnexpectedResult,
+    Unreachable,
+    checked,
+    unreachable,
+)
+from jobstream.job import Job, JobStatus
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+KEYED_RESENDS = 2
+"""How often a submit that carries an idempotency key is sent again after a cut or a 503."""
+PATIENT_RESENDS = 7
+"""How often a question is asked again that follows a stream, so that the service is known to be there: over 20 s."""
+LONGEST_RESEND_PAUSE = 5.0
+PAGE_JOBS = 200
+
+T = TypeVar("T")
+JSON = TypeAdapter[JsonValue](JsonValue)
+
+
+class SubmitOptions(TypedDict, total=False):
+    """How a job is to be run. `delay`, `timeout` and `ttl` are seconds."""
+
+    idempotency_key: str | None
+    delay: float | None
+    run_at: datetime | None
+    priority: int | None
+    queue: str | None
+    callback_url: str | None
+    tags: Sequence[str]
+    timeout: float | None
+    ttl: float | None
+
+
+class TaskInfo(BaseModel):
+    """A task of the catalogue."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    summary: str = ""
+    queue: str
+    workers: int = Field(description="Workers alive that would run it")
+    file_fields: list[str] = Field(default_factory=list)
+    input_schema: dict[str, JsonValue]
+    output_schema: dict[str, JsonValue]
+
+
+class Page(BaseModel):
+    """Some of the jobs, and where the rest begins."""
+
+    jobs: list[Job]
+    next_cursor: str | None = None
+
+
+class _Catalogue(BaseModel):
+    tasks: list[TaskInfo]
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A request, and how its answer is read."""
+
+    method: str
+    url: str
+    read: Callable[[httpx2.Response], T]
+    params: httpx2.QueryParams = field(default_factory=httpx2.QueryParams)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    """JSON; with files its members become fields of the form."""
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    follow_redirects: bool = False
+    resends: int = 0
+
+    def patient(self) -> Call[T]:
+        """The same, for a service that was there a moment ago and may be restarting."""
+        return replace(self, resends=PATIENT_RESENDS)
+
+    @contextmanager
+    def request(self, client: httpx2.Client | httpx2.AsyncClient) -> Iterator[httpx2.Request]:
+        """To be sent within the block, while its files are open. Raises OSError for a file that cannot be read."""
+        if not any(self.files.values()):
+            typed = {**self.headers, "Content-Type": "application/json"} if self.body is not None else self.headers
+            yield client.build_request(self.method, self.url, params=self.params, headers=typed, content=self.body)
+            return
+        with ExitStack() as opened:
+            parts: list[tuple[str, tuple[str, BinaryIO]]] = [
+                (name, (path.name, opened.enter_context(path.open("rb"))))
+                for name, paths in self.files.items()
+                for path in paths
+            ]
+            form = _form(self.body or b"{}")
+            yield client.build_request(
+                self.method, self.url, params=self.params, headers=self.headers, data=form, files=parts
+            )
+
+    def answer(self, response: httpx2.Response) -> T:
+        """What the response, which has been read, says. Raises the tree of `Rejected`, and Unreachable for babble."""
+        return self.read(checked(response))
+
+    def pause_before_resend(self, error: Exception, sent: int, base_url: str) -> float:
+        """Seconds to wait before it is sent again, having been sent `sent` times; raises what the caller is to see."""
+        if sent <= self.resends:
+            asked = error.retry_after if isinstance(error, Unavailable) else None
+            return min(asked or 0.2 * 2 ** (sent - 1), LONGEST_RESEND_PAUSE)
+        if isinstance(error, httpx2.RequestError):
+            raise unreachable(base_url, error) from error
+        raise error
+
+
+class ConnectionOptions(TypedDict):
+    """What both kinds of httpx2 client are made with."""
+
+    base_url: str
+    headers: dict[str, str]
+    timeout: float
+    limits: httpx2.Limits
+    mounts: dict[str, Any]
+
+
+def connection_options(base_url: str, token: str | None, timeout: float) -> ConnectionOptions:
+    """Streams hold a connection each, so there is no limit; loopback is never reached by way of a proxy."""
+    return {
+        "base_url": base_url,
+        "headers": {"Authorization": f"Bearer {token}"} if token else {},
+        "timeout": timeout,
+        "limits": httpx2.Limits(max_connections=None, max_keepalive_connections=20),
+        "mounts": {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
+    }
+
+
+def submit(
+    task: str,
+    input: Mapping[str, object] | BaseModel | None,
+    files: Sequence[Path] | Mapping[str, Sequence[Path]],
+    *,
+    idempotency_key: str | None = None,
+    run_at: datetime | None = None,
+    tags: Sequence[str] = (),
+    delay: float | None = None,
+    priority: int | None = None,
+    queue: str | None = None,
+    callback_url: str | None = None,
+    timeout: float | None = None,
+    ttl: float | None = None,
+) -> Call[Job]:
+    """Hand in a job. A dataclass, a date or a nested model in `input` become JSON the way pydantic writes them."""
+    options: dict[str, str | float | Sequence[str] | None] = {
+        "delay": delay,
+        "run_at": run_at.isoformat() if run_at else None,
+        "priority": priority,
+        "queue": queue,
+        "callback_url": callback_url,
+        "tags": tags or None,
+        "timeout": timeout,
+        "ttl": ttl,
+    }
+    key = {"Idempotency-Key": f'"{idempotency_key}"'} if idempotency_key else {}
+    return Call(
+        "POST",
+        f"/{_segment(task)}",
+        _job,
+        params=httpx2.QueryParams({name: value for name, value in options.items() if value is not None}),
+        headers={"Accept": "application/json", **key},
+        body=pydantic_core.to_json({} if input is None else input),
+        files=files if isinstance(files, Mapping) else {"files": files},
+        resends=KEYED_RESENDS if idempotency_key else 0,
+    )
+
+
+def get(job_id: str) -> Call[Job]:
+    """The job as it is now."""
+    return Call("GET", job_path(job_id), _job)
+
+
+def cancel(job_id: str) -> Call[Job]:
+    """Ask the job to stop."""
+    return Call("POST", f"{job_path(job_id)}/cancel", _job)
+
+
+def retry(job_id: str) -> Call[Job]:
+    """Run it again."""
+    return Call("POST", f"{job_path(job_id)}/retry", _job)
+
+
+def purge(job_id: str) -> Call[None]:
+    """Forget it."""
+    return Call("DELETE", job_path(job_id), lambda _: None)
+
+
+def tasks() -> Call[list[TaskInfo]]:
+    """The catalogue."""
+    return Call("GET", "/tasks", lambda response: _parsed(_Catalogue, response).tasks)
+
+
+@dataclass
+class Pages:
+    """Walks through the list: ask for `next`, `take` the answer, until `next` is None."""
+
+    filter: dict[str, str]
+    left: int | None
+
+    def __post_init__(self) -> None:
+        self.next: Call[Page] | None = self._call(None) if self.left is None or self.left > 0 else None
+
+    def take(self, page: Page) -> list[Job]:
+        """The jobs of this page that are wanted."""
+        jobs = page.jobs[: self.left]
+        if self.left is not None:
+            self.left -= len(jobs)
+        self.next = self._call(page.next_cursor) if page.next_cursor and self.left != 0 else None
+        return jobs
+
+    def _call(self, cursor: str | None) -> Call[Page]:
+        limit = str(min(self.left or PAGE_JOBS, PAGE_JOBS))
+        params = self.filter | {"limit": limit} | ({"cursor": cursor} if cursor else {})
+        return Call("GET", "/jobs", lambda response: _parsed(Page, response), httpx2.QueryParams(params))
+
+
+def pages(*, status: str | None, task: str | None, tag: str | None, limit: int | None) -> Pages:
+    """Jobs that fit all of this, newest first, at most `limit`."""
+    wanted = {"status": status, "task": task, "tag": tag}
+    return Pages({name: value for name, value in wanted.items() if value}, limit)
+
+
+def result(job: Job, base_url: str, kind: type[T] | TypeAdapter[T] | None) -> Call[Any]:
+    """What a job that is done has returned, as `kind` (None: JSON or bytes).
+
+    Raises JobFailed or JobCancelled for one that has returned nothing.
+    """
+    if job.status == JobStatus.FAILED:
+        raise JobFailed(job)
+    if job.status == JobStatus.CANCELLED:
+        raise JobCancelled(job)
+
+    def read(response: httpx2.Response) -> Any:
+        is_json = response.headers.get("content-type", "").partition(";")[0] == "application/json"
+        if kind is None:
+            return JSON.validate_json(response.content) if is_json else response.content
+        adapter = kind if isinstance(kind, TypeAdapter) else TypeAdapter[T](kind)
+        try:
+            return adapter.validate_json(response.content) if is_json else adapter.validate_python(response.content)
+        except ValidationError as error:
+            raise UnexpectedResult(f"the result of job {job.id} is not what was asked for: {error}") from error
+
+    # The link begins at the service's root, which need not be the base URL's.
+    url = str(httpx2.URL(base_url).join(job.links.result))
+    return Call("GET", url, read, follow_redirects=True).patient()
+
+
+def job_path(job_id: str) -> str:
+    """The monitor of a job; the id cannot leave its segment."""
+    return f"/jobs/{_segment(job_id)}"
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _parsed(model: type[Model], response: httpx2.Response) -> Model:
+    try:
+        return model.model_validate_json(response.content)
+    except ValidationError as error:
+        raise Unreachable(f"what answers at {response.url} does not speak this protocol") from error
+
+
+def _job(response: httpx2.Response) -> Job:
+    return _parsed(Job, response)
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _form(body: bytes) -> dict[str, str | list[str]]:
+    """The other fields of a multipart form: strings as they are, a list as a repeated field, the rest as JSON."""
+    fields = TypeAdapter(dict[str, JsonValue]).validate_json(body)
+    return {
+        name: [_text(item) for item in value] if isinstance(value, list) else _text(value)
+        for name, value in fields.items()
+    }
+
+
+def _text(value: JsonValue) -> str:
+    return value if isinstance(value, str) else JSON.dump_json(value).decode()
