@@ -40,6 +40,7 @@ class Client:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._policy = Policy(self.base_url, patience, max_pause)
+        self._met = False
         try:
             self._http = httpx2.AsyncClient(**calls.connection_options(self.base_url, token, timeout))
         except httpx2.InvalidURL as error:
@@ -93,14 +94,16 @@ class Client:
             try:
                 with call.request(self._http) as request:
                     response = await self._http.send(request, follow_redirects=call.follow_redirects)
-                return call.answer(response)
+                answer = call.answer(response)
+                self._met = True
+                return answer
             except (httpx2.RequestError, Unavailable) as error:
                 sent += 1
                 pause = call.pause_before_resend(error, sent, self.base_url)
             await asyncio.sleep(pause)
 
     async def _events(self, job_id: str, after: str | None) -> AsyncGenerator[Event]:
-        following = Following(job_id, after, self._policy)
+        following = Following(job_id, after, self._policy, met=self._met)
         while not following.ended:
             failure: Exception | None = None
             try:
@@ -142,9 +145,9 @@ class JobHandle:
         """Every change, from a snapshot (or from just behind the event `after`) to `done`.
 
         A cut is healed here: the stream comes back with `Last-Event-ID`, so nothing is lost and nothing comes twice.
-        Raises `NotFound`, `Gone` and `Unauthorized`, also when that comes to be meanwhile, and `Unreachable` when the
-        service was never there, or stays away for longer than the client's patience. Whoever leaves before the end and
-        wants the connection closed at that moment uses `contextlib.aclosing`.
+        Raises `NotFound`, `Gone` and `Unauthorized`, also when that comes to be meanwhile, and `Unreachable` when this
+        client has never met the service, or it stays away for longer than the client's patience. Whoever leaves before
+        the end and wants the connection closed at that moment uses `contextlib.aclosing`.
         """
         return self._client._events(self.id, after)
 

@@ -65,7 +65,10 @@ class Policy:
 
 
 class Following:
-    """One reader of one job. `last_id` is where it is; `ended` when there is nothing more to come."""
+    """One reader of one job. `last_id` is where it is; `ended` when there is nothing more to come.
+
+    `met`: the service is known to be there, so that already the first connection is worth some patience.
+    """
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Following:
         after: str | None,
         policy: Policy,
         *,
+        met: bool = False,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -80,7 +84,7 @@ class Following:
         self.last_id = after or ""
         self.ended = False
         self._policy, self._clock, self._chance = policy, clock, chance
-        self._connected = False
+        self._met = met
         self._heard = False
         self._opened_at = 0.0
         self._away_since: float | None = None
@@ -104,7 +108,7 @@ class Following:
             self.ended = True
             return False
         checked(response)
-        self._connected = True
+        self._met = True
         return True
 
     def take(self, frame: httpx2.ServerSentEvent) -> Event | None:
@@ -138,7 +142,7 @@ class Following:
         self._heard = False
         if self._away_since is None:
             self._away_since = self._clock()
-        if error is not None and (not self._connected or self._clock() - self._away_since > self._policy.patience):
+        if error is not None and (not self._met or self._clock() - self._away_since > self._policy.patience):
             raise self._reason(error) from error
         if self._clock() - self._away_since > self._policy.patience:
             raise Unreachable(f"{self._policy.base_url} sends everybody away: it is full, or shutting down")

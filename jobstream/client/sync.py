@@ -38,6 +38,7 @@ class SyncClient:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._policy = Policy(self.base_url, patience, max_pause)
+        self._met = False
         try:
             self._http = httpx2.Client(**calls.connection_options(self.base_url, token, timeout))
         except httpx2.InvalidURL as error:
@@ -84,14 +85,16 @@ class SyncClient:
             try:
                 with call.request(self._http) as request:
                     response = self._http.send(request, follow_redirects=call.follow_redirects)
-                return call.answer(response)
+                answer = call.answer(response)
+                self._met = True
+                return answer
             except (httpx2.RequestError, Unavailable) as error:
                 sent += 1
                 pause = call.pause_before_resend(error, sent, self.base_url)
             time.sleep(pause)
 
     def _events(self, job_id: str, after: str | None, alarm: Alarm) -> Generator[Event]:
-        following = Following(job_id, after, self._policy)
+        following = Following(job_id, after, self._policy, met=self._met)
         while not following.ended:
             failure: Exception | None = None
             try:

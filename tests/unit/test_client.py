@@ -481,3 +481,11 @@ with SyncClient({service.url!r}) as client:
     _, said = waiting.communicate(timeout=10)
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert service.wait_for_leaver()
+
+
+async def test_a_service_that_has_just_answered_is_worth_waiting_for(connect: Connect, service: StubService) -> None:
+    service.on("POST", "/words", answer(202, job()))
+    service.on("GET", "/jobs/j1/events", answer(503, {"status": 503}), sse(frame("done", job(), "e-2")))
+    async with connect(service.url, max_pause=0.01) as client:
+        handle = await client.submit("words", {})
+        assert [event.id async for event in handle.events()] == ["e-2"]
