@@ -49,8 +49,12 @@ def add_routes(router: APIRouter, service: Service) -> None:
         ] = None,
     ) -> Response:
         await service.queue.check_visible(job_id, owner=caller.sees)
+
+        def refuse(error: Exception, request: Request) -> Response:
+            return problems.respond(error, request, service.prefix)
+
         follower = Follower(service.hub, job_id, after=event_id(last_event_id or after))
-        return EventStream(follower, wanted_format(request), service.streams, refuse=problems.respond)
+        return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
 
 
 def wanted_format(request: Request) -> WireFormat:
