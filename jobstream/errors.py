@@ -18,6 +18,7 @@ JobstreamError
 ├── PayloadTooLarge         413  the body, a field or a file is too large
 ├── UnsupportedMediaType    415  the body's media type is not accepted here
 ├── RedisUnavailable        503  Redis is away, full or read-only for the moment
+├── IdentityUnavailable     503  the identity provider's keys cannot be read
 ├── Draining                503  the process is shutting down
 ├── InvalidOutput           500  the task's result is not what its return annotation promises
 ├── TaskRaised              500  the task raised an exception
@@ -259,6 +260,13 @@ class OutboxFull(JobstreamError):
     """
 
     code = "outbox-full"
+
+
+class IdentityUnavailable(JobstreamError):
+    """Nobody can be recognized for the moment"""
+
+    status = 503
+    code = "identity-unavailable"
 
 
 class InvalidOutput(JobstreamError):

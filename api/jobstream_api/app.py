@@ -18,10 +18,11 @@ from starlette.staticfiles import StaticFiles
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api import problems
 from jobstream_api.auth.gate import PUBLIC, Authenticate, Gate
+from jobstream_api.auth.redact import redact_access_log
 from jobstream_api.edges import EXPOSED, Edges, allow_own_scripts
 from jobstream_api.openapi import FAILURE, OpenApi
 from jobstream_api.problems import problem_route
-from jobstream_api.routes import events, health, jobs, problem_pages, results, static, tasks
+from jobstream_api.routes import events, health, jobs, problem_pages, results, static, tasks, tickets
 from jobstream_api.service import Service
 from jobstream_api.settings import ApiSettings
 from jobstream_api.wire import accepts_html
@@ -47,11 +48,12 @@ def create_router(service: Service, *, authenticate: Authenticate | None = None)
         async with service.running():
             yield
 
-    gate = Gate(authenticate) if authenticate else service.gate
+    gate = Gate(authenticate, service.tickets) if authenticate else service.gate
     router = APIRouter(
         route_class=problem_route(lambda: service.prefix), lifespan=lifespan, dependencies=[Depends(gate)]
     )
-    for resource in (health, static, tasks, jobs, events, problem_pages, results):  # results last: they match any name
+    # results last: its routes match any name
+    for resource in (health, static, tasks, jobs, events, tickets, problem_pages, results):
         resource.add_routes(router, service)
     problems.name_allowed_methods(router)
     return router
@@ -74,6 +76,7 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
     app.state.service = service
     app.router.route_class = problem_route(lambda: service.prefix)
     problems.install(app, lambda: service.prefix)
+    redact_access_log()
     _add_docs(app, service)
     app.include_router(create_router(service), responses=FAILURE)
     problems.name_allowed_methods(app.router)

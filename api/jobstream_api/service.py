@@ -20,7 +20,7 @@ from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.store import read_record
 from jobstream_api.auth.gate import Gate, authenticate_by
-from jobstream_api.auth.keybook import KeyBook
+from jobstream_api.auth.tickets import Tickets
 from jobstream_api.live.hub import Hub
 from jobstream_api.live.stream import Streams
 from jobstream_api.settings import ApiSettings
@@ -94,7 +94,9 @@ class Service:
         self.tasks = TaskBook(self.client)
         self.hub = Hub(source)
         self.streams = Streams(most=settings.max_streams, heartbeat=settings.heartbeat_seconds)
-        self.gate = Gate(authenticate_by(settings, KeyBook(self.client)), open=settings.auth != "on")
+        secret = settings.ticket_secret.get_secret_value() if settings.ticket_secret else None
+        self.tickets = Tickets(self.client, secret, lifetime=settings.ticket_seconds)
+        self.gate = Gate(authenticate_by(settings, self.client), self.tickets, open=not settings.asks)
         self.files = FileStore(settings.files_dir)
         self.uploads_in_doubt: set[str] = set()
         """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""

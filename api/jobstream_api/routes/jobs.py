@@ -12,7 +12,7 @@ from starlette.responses import Response
 from jobstream.job import Job, JobStatus, job_from_record
 from jobstream.queue import Outcome
 from jobstream.store import PAGE_MAX, JobFilter
-from jobstream_api.auth.gate import Canceller, Reader, Submitter
+from jobstream_api.auth.gate import Canceller, Reader, Submitter, Watcher
 from jobstream_api.service import Service
 from jobstream_api.waiting import until_moved
 from jobstream_api.wire import BY_PREFERENCE, job_response, matches, not_modified, preferences
@@ -62,7 +62,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         response_model=Job,
         responses={304: {"description": "The version is still the one in `If-None-Match`"}},
     )
-    async def monitor(job_id: str, request: Request, caller: Reader) -> Response:
+    async def monitor(job_id: str, request: Request, caller: Watcher) -> Response:
         job, headers = await service.queue.get(job_id, owner=caller.sees), dict(BY_PREFERENCE)
         if matches(request, job.version):
             wanted = preferences(request)

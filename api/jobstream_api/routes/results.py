@@ -8,6 +8,7 @@ import json
 import re
 from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
@@ -15,7 +16,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from jobstream.caller import Caller
+from jobstream.caller import Caller, Scope
 from jobstream.errors import InvalidParameter, JobGone, JobNotFound
 from jobstream.events import read_snapshot
 from jobstream.idempotency import reserved
@@ -24,7 +25,8 @@ from jobstream.queue import SubmitOptions
 from jobstream.redis import is_unavailable
 from jobstream.store import is_visible, read_record
 from jobstream.task import RESERVED_NAMES
-from jobstream_api.auth.gate import Canceller, Known, Reader, Submitter
+from jobstream_api.auth.gate import Canceller, Known, Submitter, Watcher
+from jobstream_api.auth.tickets import PARAMETER
 from jobstream_api.body import BodyReader
 from jobstream_api.problems import described, respond
 from jobstream_api.routes.jobs import purged
@@ -107,13 +109,13 @@ def add_routes(router: APIRouter, service: Service) -> None:
         raise HTTPException(405, headers={"Allow": "POST"})
 
     @router.get("/{task:task}/{job_id}", include_in_schema=False)
-    async def result(task: str, job_id: str, request: Request, caller: Reader) -> Response:
+    async def result(task: str, job_id: str, request: Request, caller: Watcher) -> Response:
         if accepts_html(request):
             return await _result_page(service, task, job_id, request, caller)
         return await _result(service, request, job_id, owner=caller.sees, task=task)
 
     @router.get("/jobs/{job_id}/result", tags=["jobs"], summary="The result, once there is one", response_model=Any)
-    async def result_of_job(job_id: str, request: Request, caller: Reader) -> Response:
+    async def result_of_job(job_id: str, request: Request, caller: Watcher) -> Response:
         return await _result(service, request, job_id, owner=caller.sees, task=None)
 
     @router.delete("/{task:task}/{job_id}", include_in_schema=False)
@@ -215,7 +217,16 @@ async def _result_page(service: Service, task: str, job_id: str, request: Reques
         members, headers = described(error, request)
         return problem_page(members, headers=headers | BY_PREFERENCE_AND_KIND, prefix=service.prefix)
     headers = {"Link": monitor_link(job), **BY_PREFERENCE_AND_KIND} | ({} if job.done else {"Retry-After": RETRY_AFTER})
-    return job_page(job, snapshot.events, status=_result_status(job), headers=headers, prefix=service.prefix)
+    ticket = request.query_params.get(PARAMETER)
+    return job_page(
+        job,
+        snapshot.events,
+        status=_result_status(job),
+        headers=headers,
+        prefix=service.prefix,
+        query=f"?{urlencode({PARAMETER: ticket})}" if ticket else "",
+        may_cancel=caller.may(Scope.CANCEL),
+    )
 
 
 def _result_status(job: Job) -> int:
