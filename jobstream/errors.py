@@ -263,7 +263,10 @@ class OutboxFull(JobstreamError):
 
 
 class IdentityUnavailable(JobstreamError):
-    """Nobody can be recognized for the moment"""
+    """Tokens cannot be checked for the moment
+
+    The identity provider's keys could not be read for a while. API keys go on working.
+    """
 
     status = 503
     code = "identity-unavailable"

@@ -27,6 +27,7 @@ from jobstream.errors import (
     InvalidParameter,
     JobstreamError,
     MalformedBody,
+    IdentityUnavailable,
     MethodNotAllowed,
     PathNotFound,
     RedisUnavailable,
@@ -43,6 +44,7 @@ RETRY_AFTER_SECONDS: dict[type[JobstreamError], int] = {
     RedisUnavailable: 2,  # a restart of Redis, or the promotion of a replica
     Draining: 1,  # another process answers already
     IdempotencyInFlight: 1,
+    IdentityUnavailable: 10,  # before that its keys are not asked for again
 }
 """What errors that pass ask clients to wait."""
 
