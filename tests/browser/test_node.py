@@ -18,7 +18,8 @@ from tests.acceptance.service import Service
 from tests.acceptance.wire import Json, Puppet, done, started, submit
 from tests.browser.chromium import JS, LINE_BYTES
 
-WEB = Path(__file__).parents[2] / "api" / "jobstream_api" / "web"
+ROOT = Path(__file__).parents[2]
+WEB = ROOT / "api" / "jobstream_api" / "web"
 
 
 class Following:
@@ -190,3 +191,19 @@ def test_the_types_are_right(node: str) -> None:
         [node, str(checker), "--project", str(JS / "tsconfig.json")], capture_output=True, text=True, timeout=60
     )
     assert finished.returncode == 0, finished.stdout
+
+
+async def test_the_snippet_of_the_guide_does_what_it_says(node: str, service: Service) -> None:
+    guide = (ROOT / "docs" / "browser.md").read_text(encoding="utf-8")
+    snippet = next(block.partition("```")[0] for block in guide.split("```js\n") if "job.events()" in block)
+    snippet = snippet.replace("'/static/jobstream.js'", json.dumps(str(WEB / "jobstream.js")))
+    snippet = snippet.replace("new Client()", f"new Client({json.dumps(service.url)})")
+    process = await asyncio.create_subprocess_exec(
+        node, "--input-type=module", "--eval", snippet, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(30):
+        output, _ = await process.communicate()
+    lines = output.decode()
+    assert lines.startswith("snapshot {")
+    assert "\ndone {" in lines
+    assert lines.index("\ndone {") < lines.rindex("words: 6")
