@@ -28,8 +28,7 @@ LOG: Final = "jobstream:log:"
 TOMBSTONE: Final = "jobstream:gone:"
 """string, says that a job was purged, by `=` and its owner (`1`: it had none); 24 h."""
 IDEMPOTENCY: Final = "jobstream:idempotency:"
-"""hash per Idempotency-Key of an owner's and a task's: `by`, the request that holds it, PX a lease; then `print`
-and the record as first answered, 24 h."""
+"""hash print, id: which job an Idempotency-Key of an owner's and a task's stands for; 24 h."""
 EVENTS: Final = "jobstream:events:"
 """channel, one message per event of a job: `<version> <kind> <ms> <data>`."""
 
@@ -51,8 +50,11 @@ INDEX_TAG: Final = "jobstream:jobs:tag:"
 """zset per tag, as `INDEX`."""
 INDEX_OWNER: Final = "jobstream:jobs:owner:"
 """zset per owner, as `INDEX`; jobs without an owner are in none."""
+INDEX_WORDS: Final = "jobstream:words:"
+"""zset per owner, and one of all jobs (no owner's name), `word ms id` → 0: which jobs' inputs and tags say a word."""
 EXPIRY: Final = "jobstream:expiry"
-"""zset `id task tag tag… =owner` → ms when the record expires; the sweep takes what is due out of every index."""
+"""zset `id task tag tag… =owner ~word~word…` → ms when the record expires; the sweep takes what is due out of all
+indexes."""
 
 WAKE: Final = "jobstream:wake:"
 """channel per queue: a job is waiting."""
@@ -172,11 +174,7 @@ def api_key(key_id: str) -> str:
 def index(
     *, status: str | None = None, task: str | None = None, tag: str | None = None, owner: str | None = None
 ) -> str:
-    """The zset to page through for a filter: by owner, by status, by task, by tag, or all.
-
-    The owner's comes first: a page that looks at others' jobs would say by its length, its time and its cursor that
-    they are there.
-    """
+    """zset id → created ms: of an owner, of a status, of a task, of a tag, or of all jobs."""
     if owner is not None:
         return INDEX_OWNER + owner
     if status is not None:

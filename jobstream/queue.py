@@ -17,7 +17,6 @@ from jobstream import keys, store
 from jobstream.caller import TENANT
 from jobstream.errors import (
     CancelledByClient,
-    IdempotencyInFlight,
     IdempotencyMismatch,
     InvalidParameter,
     JobConflict,
@@ -26,10 +25,10 @@ from jobstream.errors import (
     PayloadTooLarge,
     RedisUnavailable,
 )
-from jobstream.idempotency import scoped
 from jobstream.job import Job, JobStatus, Record, job_from_record, new_job_id, pairs
 from jobstream.problem import job_problem
 from jobstream.scripts import Argument, Script
+from jobstream.search import WORDS_MAX, words_of
 from jobstream.serialize import serialize
 from jobstream.store import JobFilter
 from jobstream.task import DEFAULT_QUEUE, DEFAULT_TTL, QUEUE_NAME
@@ -133,8 +132,10 @@ class Queue:
     Errors of Redis pass through: `jobstream.redis.is_unavailable` tells which of them will pass.
     """
 
-    def __init__(self, client: Redis, *, prefix: str = "") -> None:
+    def __init__(self, client: Redis, *, prefix: str = "", words: int = WORDS_MAX) -> None:
+        """`prefix` goes before the links of jobs; `words`: how many of its input a job is found by."""
         self.client = client
+        self._words = words
         self._prefix = prefix
         self._clock = _RedisClock()
 
@@ -184,24 +185,22 @@ class Queue:
     ) -> tuple[Job, bool]:
         """`submit` under an idempotency key: the job, and whether it is that of an earlier request.
 
-        Of an earlier request it is the job as that was answered, whatever has become of it. `key`: unique per owner and
-        task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours.
-        Raises IdempotencyMismatch when the key stands for a request with another fingerprint, IdempotencyInFlight while
-        another one holds it.
+        `key`: unique per owner and task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours.
+        Raises IdempotencyMismatch when the key stands for a request with another fingerprint.
         """
         new = _NewJob.of(
-            Submission(task, data, options or _DEFAULTS, default_queue, default_ttl, max_attempts, job_id, owner)
+            Submission(task, data, options or _DEFAULTS, default_queue, default_ttl, max_attempts, job_id, owner),
+            words=self._words,
         )
         before: list[Argument] = [*new.head, round(LIVE_SECONDS * 1000), new.tags]
-        after: list[Argument] = [scoped(key, owner) if key else "", fingerprint, *new.field_words()]
+        scoped = f"{owner or ''} {key}" if key else ""
+        after: list[Argument] = [scoped, fingerprint, *new.field_words()]
         for _ in range(2):  # the second time with a clock that was set by the first
             verdict, *rest = await _submit(
                 self.client, key_names=[keys.queue(new.queue)], args=[*before, self._clock.deadline(), *after]
             )
             if verdict == b"mismatch":
                 raise IdempotencyMismatch("The key was used for a request with another payload")
-            if verdict == b"held":
-                raise IdempotencyInFlight("Another request with this key has not been answered yet")
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
@@ -230,7 +229,7 @@ class Queue:
             if number % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             try:
-                job = _NewJob.of(submission)
+                job = _NewJob.of(submission, words=self._words)
             except InvalidParameter as error:
                 raise InvalidParameter(f"Job {number} of the batch: {error.detail}") from None
             size += len(job.payload)
@@ -342,8 +341,8 @@ class _NewJob(NamedTuple):
     """More fields of the record."""
 
     @classmethod
-    def of(cls, wanted: Submission) -> Self:
-        """Raises InvalidParameter."""
+    def of(cls, wanted: Submission, *, words: int) -> Self:
+        """`words`: how many of its input it is found by. Raises InvalidParameter."""
         options, owner = wanted.options, wanted.owner
         if options is not _DEFAULTS:
             options.check()
@@ -359,6 +358,8 @@ class _NewJob(NamedTuple):
             fields["priority"] = options.priority
         if owner is not None:
             fields["owner"] = owner
+        if said := words_of(wanted.data, tags=options.tags, limit=words):
+            fields["words"] = " ".join(said)
         return cls(
             job_id=wanted.job_id or new_job_id(),
             queue=options.queue or wanted.default_queue,

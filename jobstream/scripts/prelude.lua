@@ -88,17 +88,26 @@ local function set_status(id, status, now, more)
   say(id, 'status', status_data(status, old[3], more), now, old[1])
 end
 
--- What the sweep must know when the record itself has expired: `id task tag tag… =owner`. No tag begins with `=`.
-local function expiry_member(id, task, tags, owner)
+-- What the sweep must know when the record itself has expired: `id task tag tag… =owner ~word~word…`. No tag begins
+-- with `=` or `~`, no word has a `~`.
+local function expiry_member(id, task, tags, owner, words)
   local member = id .. ' ' .. (task or '')
   if tags and tags ~= '' then member = member .. ' ' .. tags end
   if owner then member = member .. ' =' .. owner end
+  if words and words ~= '' then member = member .. ' ~' .. string.gsub(words, ' ', '~') end
   return member
 end
 
+-- The job's members of INDEX_WORDS: those of one word stand together there, the oldest job first.
+local function word_members(id, words, created_at)
+  local members, behind = {}, string.format(' %013.0f ', tonumber(created_at)) .. id
+  for word in string.gmatch(words, '[^ ~]+') do members[#members + 1] = word .. behind end
+  return members
+end
+
 local function stored_expiry_member(id)
-  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags', 'owner')
-  return expiry_member(id, record[1], record[2], record[3])
+  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags', 'owner', 'words')
+  return expiry_member(id, record[1], record[2], record[3], record[4])
 end
 
 local function keep_until(id, deadline, member)
@@ -108,11 +117,18 @@ local function keep_until(id, deadline, member)
 end
 
 local function leave_indexes(id, member)
+  local created_at = redis.call('ZSCORE', INDEX, id)
   redis.call('ZREM', INDEX, id)
-  local position = 0
+  local position, owner = 0, nil
   for word in string.gmatch(string.sub(member, #id + 2), '[^ ]+') do
-    if position > 0 and string.sub(word, 1, 1) == '=' then
-      redis.call('ZREM', INDEX_OWNER .. string.sub(word, 2), id)
+    local sign = position > 0 and string.sub(word, 1, 1)
+    if sign == '=' then
+      owner = string.sub(word, 2)
+      redis.call('ZREM', INDEX_OWNER .. owner, id)
+    elseif sign == '~' then
+      local members = word_members(id, word, created_at or 0)
+      redis.call('ZREM', INDEX_WORDS, unpack(members))
+      if owner then redis.call('ZREM', INDEX_WORDS .. owner, unpack(members)) end
     else
       redis.call('ZREM', (position == 0 and INDEX_TASK or INDEX_TAG) .. word, id)
     end
@@ -181,7 +197,7 @@ end
 local function finish(id, queue, status, now, ...)
   local record = RECORD .. id
   local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error',
-    'owner')
+    'owner', 'words')
   local deadline = now + tonumber(old[3] or 86400000)
   local version = (tonumber(old[7]) or 0) + 1
   redis.call('HSET', record, 'status', status, 'version', version, 'finished_at', whole(now), 'expires_at', whole(deadline), ...)
@@ -199,7 +215,7 @@ local function finish(id, queue, status, now, ...)
   leave_running(id, old[5])
   if not old[4] then
     tell(id, version, 'done', status, now, old[1])
-    keep_until(id, deadline, expiry_member(id, old[5], old[6], old[10]))
+    keep_until(id, deadline, expiry_member(id, old[5], old[6], old[10], old[11]))
     return
   end
   local flat = redis.call('HGETALL', record)

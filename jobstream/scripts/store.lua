@@ -9,10 +9,11 @@ local due = math.max(now + tonumber(delay), tonumber(run_at))
 local status = due > now and 'scheduled' or 'queued'
 redis.call('HSET', record, 'id', id, 'task', task, 'queue', queue_name, 'status', status, 'version', 1, 'attempt', 0,
   'created_at', created_at, 'tags', tags, unpack(ARGV, from, to))
-local priority, owner = 0, nil
+local priority, owner, words = 0, nil, nil
 for at = from, to, 2 do
   if ARGV[at] == 'priority' then priority = tonumber(ARGV[at + 1]) end
   if ARGV[at] == 'owner' then owner = ARGV[at + 1] end
+  if ARGV[at] == 'words' then words = ARGV[at + 1] end
 end
 if due > now then
   redis.call('HSET', record, 'run_at', whole(due))
@@ -28,9 +29,15 @@ add(INDEX, created_at, id)
 add(INDEX_TASK .. task, created_at, id)
 for tag in string.gmatch(tags, '[^ ]+') do add(INDEX_TAG .. tag, created_at, id) end
 if owner then add(INDEX_OWNER .. owner, created_at, id) end
+if words then
+  for _, member in ipairs(word_members(id, words, created_at)) do
+    add(INDEX_WORDS, 0, member)
+    if owner then add(INDEX_WORDS .. owner, 0, member) end
+  end
+end
 tell(id, 1, 'status', status_data(status, 0), now, '-')
 local deadline = whole(now + wait)
 redis.call('PEXPIREAT', record, deadline)
 redis.call('PEXPIREAT', LOG .. id, deadline)
-add(EXPIRY, deadline, expiry_member(id, task, tags, owner))
+add(EXPIRY, deadline, expiry_member(id, task, tags, owner, words))
 return due

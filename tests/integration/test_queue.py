@@ -208,7 +208,7 @@ async def test_an_attempt_that_lost_its_job_can_write_nothing(queue: Queue, clie
     writer = AttemptWriter(client, zombie)
     assert not await writer.finish(outcome(result=b'"zombie"'), keep_arq_result=10)
     assert not await writer.release()
-    assert not await writer.adopt(task="other", enqueued_ms=1, ttl=1, max_attempts=1)
+    assert not await writer.adopt(task="other", data={}, enqueued_ms=1, ttl=1, max_attempts=1)
     assert await client.hgetall(keys.record(job.id)) == before  # type: ignore[misc]
     assert await AttemptWriter(client, heir).finish(outcome(result=b'"heir"'), keep_arq_result=10)
     assert (await queue.get(job.id)).result == "heir"
@@ -267,7 +267,7 @@ async def test_the_sweep_removes_abort_marks_of_jobs_that_nobody_waits_for(queue
 async def test_nothing_is_stored_without_an_owner_or_an_expiry(queue: Queue, client: ArqRedis) -> None:
     """Every key either expires, or is an index whose entries the sweep removes, or the queue itself."""
     indexes = {keys.INDEX, keys.EXPIRY, keys.ARQ_ABORT}
-    prefixes = (keys.INDEX_STATUS, keys.INDEX_TASK, keys.INDEX_TAG)
+    prefixes = (keys.INDEX_STATUS, keys.INDEX_TASK, keys.INDEX_TAG, keys.INDEX_WORDS)
     for number in range(4):
         await queue.submit("words", {}, options=SubmitOptions(tags=[f"t{number}"], delay=60 if number == 3 else 0))
     claimed, _ = await claim(client, queue="default", worker_id="w", slots=3, lease=10)

@@ -20,14 +20,10 @@ from jobstream.errors import (
     CancelledByClient,
     InvalidInput,
     JobstreamError,
-    PayloadExpired,
-    PayloadUnreadable,
     Retry,
     TaskCrashed,
     TaskError,
-    TaskMissing,
     TaskRaised,
-    TaskTimeout,
     WorkerCrashed,
 )
 from jobstream.job import JobStatus
@@ -56,6 +52,31 @@ class StopReason(StrEnum):
     TIMEOUT = "timeout"
     SHUTDOWN = "worker is shutting down"
     LOST = "lease lost"
+
+
+class PayloadExpired(JobstreamError):
+    """The job's payload is gone: it waited too long"""
+
+    code = "payload-expired"
+
+
+class PayloadUnreadable(JobstreamError):
+    """The job's payload cannot be decoded"""
+
+    code = "payload-unreadable"
+
+
+class TaskMissing(JobstreamError):
+    """No worker has a task of that name"""
+
+    code = "task-missing"
+
+
+class TaskTimeout(JobstreamError):
+    """The task took longer than it may"""
+
+    status = 504
+    code = "timeout"
 
 
 class InternalError(JobstreamError):
@@ -193,6 +214,7 @@ class Runner:
             return False
         await writer.adopt(
             task=announced.name,
+            data=payload.data,
             enqueued_ms=payload.enqueued_ms,
             ttl=announced.ttl,
             max_attempts=announced.max_attempts,

@@ -19,6 +19,7 @@ from jobstream.progress import Eta, Progress, percent
 from jobstream.queue import LIVE_SECONDS
 from jobstream.redis import is_unavailable
 from jobstream.scripts import Argument, Script
+from jobstream.search import words_of
 from jobstream_workers.claim import ClaimedJob
 
 T = TypeVar("T")
@@ -53,9 +54,9 @@ class AttemptWriter:
         self._job = job
         self._eta = Eta()
 
-    async def adopt(self, *, task: str, enqueued_ms: int, ttl: float, max_attempts: int) -> bool:
+    async def adopt(self, *, task: str, data: object, enqueued_ms: int, ttl: float, max_attempts: int) -> bool:
         """Complete the record of a job that a stock arq client enqueued. `ttl` in seconds."""
-        return await self._write(_adopt, task, enqueued_ms, round(ttl * 1000), max_attempts)
+        return await self._write(_adopt, task, enqueued_ms, round(ttl * 1000), max_attempts, " ".join(words_of(data)))
 
     async def announced(self, task: str) -> Announcement | None:
         """What other workers have announced of a task."""
