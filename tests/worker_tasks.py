@@ -241,6 +241,17 @@ async def stubborn(job: JobContext, times: int) -> str:
     return "never"
 
 
+@task(timeout=0.1, name="never-stops", retry=THRICE)
+async def never_stops(job: JobContext) -> None:
+    """Swallows every cancellation, and says so, until a test has had enough."""
+    told = 0
+    while told < 1000:
+        told += 1
+        job.log(f"told {told} times")
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
 @task(timeout=0.2, name="slow-thread")
 def slow_thread(job: JobContext) -> None:
     """Longer than it may, in a thread."""

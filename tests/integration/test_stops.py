@@ -16,6 +16,7 @@ from jobstream.job import Job, JobStatus
 from jobstream.queue import Queue, SubmitOptions
 from jobstream.redis import RedisSource
 from jobstream_workers import processes
+from jobstream_workers.worker import Worker
 from tests.working import Settings, ended, error_of, event_of, working
 
 
@@ -76,16 +77,57 @@ async def test_a_coroutine_that_never_ends_holds_up_neither_other_jobs_nor_the_s
         await event_of(client, job.id, "log")
         await queue.cancel(job.id)
         assert (await ended(queue, await queue.submit("add", {"a": 1}))).status is JobStatus.SUCCEEDED
-        assert (await queue.get(job.id)).status is JobStatus.CANCELLING
     assert worker.stuck == 1
-    left = list(worker.tasks.values())
-    assert (await queue.get(job.id)).status is JobStatus.QUEUED
     async with working(source, settings()):
         assert (await ended(queue, job)).status is JobStatus.CANCELLED
-    while left:
-        left[0].cancel()
-        _, waiting = await asyncio.wait(left, timeout=0)
-        left = list(waiting)
+    await wear_out(job)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out"])
+async def test_a_coroutine_that_never_ends_is_left_behind_and_its_slot_is_used_again(
+    source: RedisSource, settings: Settings, queue: Queue, client: ArqRedis, how: str
+) -> None:
+    """The record ends without it, and says so. There is no further attempt, and nothing that it says is heard."""
+    cancelled = how == "cancelled"
+    options = SubmitOptions(timeout=60 if cancelled else 0.1)
+    async with working(source, settings(max_jobs=1, kill_seconds=0)) as worker:
+        job = await queue.submit("never-stops", {}, options=options, max_attempts=3)
+        await event_of(client, job.id, "log")
+        if cancelled:
+            await queue.cancel(job.id)
+        job = await ended(queue, job)
+        if cancelled:
+            expected = (JobStatus.CANCELLED, "cancelled by client, and the code did not stop")
+        else:
+            expected = (JobStatus.FAILED, "timeout 0.1 s, and the code did not stop")
+        assert (job.status, error_of(job)["detail"], job.attempt) == (*expected, 1)
+        assert (await ended(queue, await queue.submit("add", {"a": 1}))).status is JobStatus.SUCCEEDED
+        assert worker.stuck == 1
+        assert b"jobstream_coroutines_left_behind 1.0" in worker.exposition()
+        said = await logged(client, job)
+        await wear_out(job)
+        assert worker.stuck == 0
+        assert b"jobstream_coroutines_left_behind 0.0" in worker.exposition()
+    assert await logged(client, job) == said
+    assert await queue.get(job.id) == job
+
+
+async def test_coroutines_that_never_end_make_their_worker_ill_and_use_no_more_than_its_slots_again(
+    source: RedisSource, settings: Settings, queue: Queue
+) -> None:
+    """Their jobs end nevertheless; when one of the coroutines ends at last, there is room again."""
+    async with working(source, settings(max_jobs=1, kill_seconds=0)) as worker:
+        assert health(worker) == (None, 1)
+        jobs = []
+        for _ in range(2):
+            jobs.append(await queue.submit("never-stops", {}))
+            assert (await ended(queue, jobs[-1])).status is JobStatus.FAILED
+        assert health(worker) == ("2 coroutines did not stop when they were told to, and run on", 0)
+        waiting = await queue.submit("add", {"a": 1})
+        await wear_out(jobs[0])
+        assert (await ended(queue, waiting)).status is JobStatus.SUCCEEDED
+        await wear_out(jobs[1])
+        assert health(worker) == (None, 1)
 
 
 @pytest.mark.usefixtures("worker")
@@ -147,6 +189,18 @@ async def test_a_purge_ends_the_code_and_forgets_the_job(queue: Queue, client: A
         while b" done " not in (message := await pubsub.get_message(timeout=20) or {"data": b""})["data"]:
             assert message["data"], "not purged within 20 s"
     assert [key async for key in client.scan_iter(f"*{job.id}*")] == [keys.tombstone(job.id).encode()]
+
+
+def health(worker: Worker) -> tuple[str | None, int]:
+    """Whether a restart would help, and how many more jobs it would claim."""
+    return worker.illness, worker.free
+
+
+async def wear_out(job: Job) -> None:
+    """End the job's coroutine, by more cancellations than it swallows."""
+    while running := [task for task in asyncio.all_tasks() if task.get_name() == f"run-{job.id}"]:
+        running[0].cancel()
+        await asyncio.wait(running, timeout=0)
 
 
 async def _now(client: ArqRedis) -> float:

@@ -136,6 +136,14 @@ def test_an_event_loop_may_be_blocked_for_as_long_as_a_task_on_it_may_take() -> 
     assert pulse.illness is None, "neither for this nor for a claim loop that could say nothing meanwhile"
 
 
+def test_a_worker_with_as_many_coroutines_left_behind_as_slots_is_dead() -> None:
+    pulse = Pulse([], slots=2)
+    pulse.left_behind = 1
+    assert pulse.illness is None
+    pulse.left_behind = 2
+    assert pulse.illness == "2 coroutines did not stop when they were told to, and run on"
+
+
 def test_a_worker_that_shuts_down_for_hours_is_alive_and_not_ready() -> None:
     pulse = pulse_of(add)
     pulse.stopping = True

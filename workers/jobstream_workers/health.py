@@ -8,6 +8,8 @@ The server has a thread and an event loop of its own, so that a job that blocks 
   least): nothing can stop what blocks it then; or
 - its claim loop has said nothing, neither that it reached Redis nor that Redis is away, for a minute: it is stuck, or
   it fails for a reason that does not pass; or
+- as many coroutines as it has slots did not stop when they were told to, and run on without their jobs: nothing else
+  ends them; or
 - it is deaf: for a minute Redis has answered each new connection of the server's thread, while the claim loop could not
   reach it.
 
@@ -91,11 +93,13 @@ class Meter:
         )
         ProcessCollector(registry=self.registry)
 
-    def watch(self, *, slots: int, running: Callable[[], int]) -> None:
-        """Show how many jobs may run and how many do."""
+    def watch(self, *, slots: int, running: Callable[[], int], left: Callable[[], int]) -> None:
+        """Show how many jobs may run, how many do, and how many coroutines run on without theirs."""
         Gauge("jobstream_slots", "Jobs that may run at once.", registry=self.registry).set(slots)
         gauge = Gauge("jobstream_jobs_running", "Jobs that run.", registry=self.registry)
         gauge.set_function(running)
+        text = "Coroutines that did not stop when they were told to, and run on without their jobs."
+        Gauge("jobstream_coroutines_left_behind", text, registry=self.registry).set_function(left)
 
     def claimed(self, jobs: Sequence[ClaimedJob]) -> None:
         """These jobs were claimed."""
@@ -130,11 +134,12 @@ class Meter:
 class Pulse:
     """What the two loops of a worker last noticed. Plain numbers: each is written by one thread, or does not mind."""
 
-    def __init__(self, tasks: Iterable[Task], *, poll_seconds: float = 0.0) -> None:
+    def __init__(self, tasks: Iterable[Task], *, poll_seconds: float = 0.0, slots: int = 1) -> None:
         longest = max((task.timeout for task in tasks if task.executor == "loop"), default=0.0)
         self._may_block = max(longest + 10, ILL_SECONDS)
         self._ill = ILL_SECONDS + poll_seconds
         self._late = READY_SECONDS + poll_seconds
+        self._slots = slots
         self._silent = 0
         self._speechless = 0
         self._unreached = 0
@@ -142,6 +147,8 @@ class Pulse:
         self._refused = False
         self.announced = False
         """The first heartbeat was written."""
+        self.left_behind = 0
+        """Coroutines that did not stop when they were told to."""
         self.stopping = False
         """Nothing more is claimed."""
 
@@ -189,6 +196,8 @@ class Pulse:
             return f"the claim loop has not been heard of for {self._speechless} s"
         if self._answered > self._ill:
             return f"the claim loop has not reached Redis for {self._unreached} s, although Redis answers"
+        if self.left_behind >= self._slots:
+            return f"{self.left_behind} coroutines did not stop when they were told to, and run on"
         return None
 
     @property

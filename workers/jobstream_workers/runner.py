@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
@@ -42,7 +44,10 @@ WRITE_SECONDS = 0.25
 """At most one write per job in this time, however often a task speaks; the last word is never lost."""
 
 AGAIN_SECONDS = 1.0
-"""A function that swallows its cancellation at the timeout is told again after this time."""
+"""A function that swallows its cancellation is told again after this time."""
+
+LEAVE_SECONDS = 2.0
+"""A coroutine is left behind this time after `kill_grace`."""
 
 
 class StopReason(StrEnum):
@@ -97,31 +102,52 @@ class Payload:
 class RunningJob:
     """A claimed job on its way through the runner, and the handle by which it is stopped."""
 
-    __slots__ = ("_task", "cancelled", "job", "stop_reason")
+    __slots__ = ("_again", "_give_up", "_patience", "_task", "cancelled", "job", "left", "stop_reason")
 
     def __init__(self, job: ClaimedJob) -> None:
         self.job = job
         self.stop_reason: StopReason | None = StopReason.CANCEL if job.stop else None
         self.cancelled = threading.Event()
+        self.left = False
+        """Its code did not end when it was told to: it runs on without the job."""
         self._task: asyncio.Task[Any] | None = None
+        self._give_up: Callable[[], None] | None = None
+        self._patience = 0
+        self._again: asyncio.TimerHandle | None = None
 
     def stop(self, reason: StopReason) -> None:
         """Stop the attempt. The first reason counts, but a lost lease overrides: nothing may be written then.
 
-        May be called again while the function does not end: it is told again.
+        While the function does not end it is told again, every `AGAIN_SECONDS`.
         """
         if self.stop_reason is None or reason is StopReason.LOST:
             self.stop_reason = reason
         if self._task is not None:
             self._task.cancel()
+            if self._again is None and not self.left:
+                self._again = self._task.get_loop().call_later(AGAIN_SECONDS, self._tell_again)
+
+    def _tell_again(self) -> None:
+        """Patience is counted in tellings, not in time: a loop that was blocked has had none."""
+        self._again = None
+        self._patience -= 1
+        if self._give_up is not None and self._patience < 1 and self.stop_reason is not StopReason.SHUTDOWN:
+            self.left = True
+            self.cancelled.set()
+            self._give_up()
+        elif self._task is not None and self.stop_reason is not None:
+            self.stop(self.stop_reason)
 
     @contextlib.contextmanager
-    def stoppable(self) -> Iterator[None]:
+    def stoppable(self, *, patience: float = 0, give_up: Callable[[], None] | None = None) -> Iterator[None]:
         """Only while this block runs does `stop` reach the asyncio task; a cancellation that it asked for ends here.
 
         A cancellation is delivered at the task's next step, and that step is inside the block: none is left over for
         what is written afterwards. Anybody else's cancellation passes through.
+
+        `give_up` is called once when the block has not ended `patience` seconds after it was told to, a shutdown apart.
         """
+        self._patience, self._give_up = math.ceil(patience / AGAIN_SECONDS), give_up
         task = self._task = asyncio.current_task()
         assert task is not None
         before = task.cancelling()
@@ -132,9 +158,21 @@ class RunningJob:
                 raise
         finally:
             self._task = None
+            if self._again is not None:
+                self._again.cancel()
             if self.stop_reason is not None:
                 while task.cancelling() > before:
                     task.uncancel()
+
+
+class Burial(NamedTuple):
+    """What it takes to end a job without its code."""
+
+    task: Task
+    payload: Payload
+    writer: AttemptWriter
+    started_ms: int
+    left_behind: Callable[[], None]
 
 
 class Runner:
@@ -148,6 +186,7 @@ class Runner:
         *,
         keep_arq_result: float = 3600.0,
         max_crashes: int = 3,
+        kill_grace: float = 5.0,
         meter: Meter,
     ) -> None:
         self._client = client
@@ -155,10 +194,16 @@ class Runner:
         self._executors = executors
         self._keep_arq_result = keep_arq_result
         self._max_crashes = max_crashes
+        self._patience = kill_grace + LEAVE_SECONDS
+        self._burials: set[asyncio.Task[None]] = set()
         self._meter = meter
 
-    async def run(self, running: RunningJob) -> None:
-        """Make the attempt and write its end. Never raises for anything that the job did."""
+    async def run(self, running: RunningJob, left_behind: Callable[[], None] = lambda: None) -> None:
+        """Make the attempt and write its end. Never raises for anything that the job did.
+
+        `left_behind` is called when a coroutine does not end although it was told to, and its job has ended without it.
+        This method returns when the coroutine does.
+        """
         job = running.job
         writer = AttemptWriter(self._client, job)
         started_ms = _now_ms()
@@ -176,12 +221,16 @@ class Runner:
                     raise TaskMissing(f"No worker that is heard of has a task {payload.task[:64]!r}")
                 if job.crashes >= self._max_crashes:
                     raise WorkerCrashed(f"{job.crashes} workers died while they ran the job")
-                result = await self._attempt(running, task, payload, writer)
+                end = Burial(task, payload, writer, started_ms, left_behind)
+                result = await self._attempt(running, end)
         except (JobstreamError, Retry) as problem:
             error = problem
         except Exception:
             logger.exception("job %s: the runner failed", job.id)
             error = InternalError("See the worker's log.")
+        if running.left:
+            logger.warning("job %s: its code, which was left behind, has ended", job.id)
+            return
         if running.stop_reason is StopReason.LOST:
             self._meter.lost()
             logger.warning("job %s: lease lost, another worker has it", job.id)
@@ -198,6 +247,18 @@ class Runner:
                     logger.info("job %s %s again in %.1f s: %s", job.id, payload.task, wait, error.detail)
                     return
                 error = None  # it was told to stop meanwhile: cancelled
+        await self._end(job, payload, writer, result, error, started_ms=started_ms)
+
+    async def _end(
+        self,
+        job: ClaimedJob,
+        payload: Payload,
+        writer: AttemptWriter,
+        result: bytes | None,
+        error: JobstreamError | None,
+        *,
+        started_ms: int,
+    ) -> None:
         outcome = _outcome(job, payload, result, error, started_ms=started_ms)
         if await writer.finish(outcome, keep_arq_result=self._keep_arq_result):
             seconds = (_now_ms() - started_ms) / 1000
@@ -223,14 +284,18 @@ class Runner:
         released = not job.stop and (task is None or task.max_running is not None)
         return released and await writer.release()
 
-    async def _attempt(self, running: RunningJob, task: Task, payload: Payload, writer: AttemptWriter) -> bytes | None:
+    async def _attempt(self, running: RunningJob, burial: Burial) -> bytes | None:
         """The task's result as JSON, or None when the attempt was stopped. Raises JobstreamError or Retry."""
-        if running.stop_reason is not None:
-            return None
+        task, payload, writer = burial.task, burial.payload, burial.writer
         job, loop = running.job, asyncio.get_running_loop()
         reporter = _Reporter(running, writer)
         limit = job.timeout or task.timeout
-        timer = _Timer(loop, running)
+        timer: asyncio.TimerHandle | None = None
+
+        def begun() -> None:
+            nonlocal timer
+            timer = loop.call_later(limit, running.stop, StopReason.TIMEOUT)
+
         execution = Execution(
             task=task,
             data=payload.data,
@@ -239,40 +304,42 @@ class Runner:
             max_attempts=task.retry.attempts,
             outbox=reporter.outbox,
             cancelled=running.cancelled,
-            begun=lambda: timer.start(limit),
+            begun=begun,
         )
+        # A thread cannot be left: it would keep its place in the pool. A process need not be: it is killed.
+        give_up = partial(self._leave, running, burial, limit) if task.executor == "loop" else None
         try:
-            with running.stoppable():
+            with running.stoppable(patience=self._patience, give_up=give_up):
                 return await self._executors.run(execution)
         finally:
-            timer.stop()
+            if timer is not None:
+                timer.cancel()
             await reporter.finish()
         if running.stop_reason is StopReason.TIMEOUT:
             raise TaskTimeout(f"timeout {limit:g} s")
         return None
 
+    def _leave(self, running: RunningJob, burial: Burial, limit: float) -> None:
+        """End the job of a coroutine that cannot be ended, without it."""
+        reason = running.stop_reason
+        running.stop_reason = StopReason.LOST  # nothing that it still does is written
+        logger.error("job %s %s: its code does not stop (%s); left behind", running.job.id, burial.payload.task, reason)
+        funeral = asyncio.create_task(self._bury(running.job, burial, reason, limit), name=f"bury-{running.job.id}")
+        self._burials.add(funeral)
+        funeral.add_done_callback(self._burials.discard)
 
-class _Timer:
-    """Stops an attempt when its time is over, and again until it has ended."""
-
-    __slots__ = ("_handle", "_loop", "_running")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, running: RunningJob) -> None:
-        self._loop, self._running = loop, running
-        self._handle: asyncio.TimerHandle | None = None
-
-    def start(self, seconds: float) -> None:
-        """Begin to wait."""
-        self._handle = self._loop.call_later(seconds, self._ring)
-
-    def stop(self) -> None:
-        """The attempt has ended."""
-        if self._handle is not None:
-            self._handle.cancel()
-
-    def _ring(self) -> None:
-        self._running.stop(StopReason.TIMEOUT)
-        self.start(AGAIN_SECONDS)
+    async def _bury(self, job: ClaimedJob, burial: Burial, reason: StopReason | None, limit: float) -> None:
+        """No further attempt, whatever the RetryPolicy says: two would run at once, and neither could be stopped."""
+        error: JobstreamError
+        if reason is StopReason.TIMEOUT:
+            error = TaskTimeout(f"timeout {limit:g} s, and the code did not stop")
+        else:
+            error = CancelledByClient(f"{StopReason.CANCEL}, and the code did not stop")
+        if reason is StopReason.LOST:
+            self._meter.lost()
+        else:
+            await self._end(job, burial.payload, burial.writer, None, error, started_ms=burial.started_ms)
+        burial.left_behind()
 
 
 class _Reporter:
@@ -396,13 +463,13 @@ def _outcome(
 ) -> Outcome:
     """Record fields and arq's result envelope (arq 0.28, jobs.py, serialize_result) of how the attempt ended."""
     value: object
-    if error is not None:
-        status, value = JobStatus.FAILED, TaskFailure(f"{error.code}: {error.detail}")
-    elif result is None:
-        status, value = JobStatus.CANCELLED, asyncio.CancelledError(StopReason.CANCEL)
-        error = CancelledByClient(StopReason.CANCEL)
-    else:
+    if result is not None and error is None:
         status, value = JobStatus.SUCCEEDED, msgspec.json.decode(result)
+    elif error is None or isinstance(error, CancelledByClient):
+        status, value = JobStatus.CANCELLED, asyncio.CancelledError(StopReason.CANCEL)
+        error = error or CancelledByClient(StopReason.CANCEL)
+    else:
+        status, value = JobStatus.FAILED, TaskFailure(f"{error.code}: {error.detail}")
     envelope = {
         "t": job.attempt,
         "f": payload.task,

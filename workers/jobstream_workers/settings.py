@@ -49,7 +49,10 @@ class WorkerSettings(RedisSettings, FileSettings):
         10.0, ge=0, description="Time that running jobs get at shutdown; then they are given back to the queue."
     )
     kill_seconds: float = Field(
-        5.0, ge=0, description="Time between SIGTERM and SIGKILL for a process task that was told to stop."
+        5.0,
+        ge=0,
+        description="Time between SIGTERM and SIGKILL for a process task that was told to stop; a coroutine that does "
+        "not stop is left behind 2 s later.",
     )
     arq_keep_result_seconds: float = Field(
         3600.0, ge=0, description="How long stock arq clients can read a result (arq's keep_result); 0: not at all."

@@ -86,9 +86,12 @@ class Worker(ArqWorker):
         self._stopping = asyncio.Event()
         self._running: dict[str, RunningJob] = {}
         self._started_ms = time.time_ns() // 1_000_000
-        self._pulse = Pulse(tasks.values(), poll_seconds=settings.poll_seconds)
+        self._left_behind: set[RunningJob] = set()
+        self._pulse = Pulse(tasks.values(), poll_seconds=settings.poll_seconds, slots=settings.max_jobs)
         self._meter = Meter(tasks)
-        self._meter.watch(slots=settings.max_jobs, running=lambda: len(self._running))
+        self._meter.watch(
+            slots=settings.max_jobs, running=lambda: len(self._running), left=lambda: len(self._left_behind)
+        )
         self.ready = asyncio.Event()
         """Set when the first heartbeat was written: the tasks are announced."""
 
@@ -122,6 +125,7 @@ class Worker(ArqWorker):
                     executors,
                     keep_arq_result=settings.arq_keep_result_seconds,
                     max_crashes=settings.max_crashes,
+                    kill_grace=settings.kill_seconds,
                     meter=self._meter,
                 )
                 schedule = Schedule(self.pool, self._tasks.values())
@@ -180,21 +184,24 @@ class Worker(ArqWorker):
             self._freed.clear()
             next_due = await self._claim_from_all(runner, leases)
             self._pulse.reached()
-            bell = self._wake if self._free else self._freed  # a full worker need not hear of every new job
+            bell = self._wake if self.free else self._freed  # a full worker need not hear of every new job
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(next_due, 0.001)):
                     await bell.wait()
 
     @property
-    def _free(self) -> int:
-        return self.max_jobs - len(self._running)
+    def free(self) -> int:
+        """Slots for which a job may be claimed."""
+        # So many coroutines that were left behind have had a slot of their own; further ones keep theirs.
+        too_many = max(0, len(self._left_behind) - self.max_jobs)
+        return max(0, self.max_jobs - len(self._running) - too_many)
 
     async def _claim_from_all(self, runner: Runner, leases: LeaseKeeper) -> float:
         """Fill the slots that are free now; the seconds until the queues should be looked at again.
 
         A slot that is freed meanwhile is dealt in the next round: else the queue that is asked last would get it.
         """
-        queues, free, next_due = self._rotation.queues, self._free, self._settings.poll_seconds
+        queues, free, next_due = self._rotation.queues, self.free, self._settings.poll_seconds
         while queues:
             # A full worker asks too: for when the next job is due, and to know that Redis is there.
             dealt = self._rotation.deal(free, queues) or dict.fromkeys(queues, 0)
@@ -249,20 +256,32 @@ class Worker(ArqWorker):
         suspect = 0 < self._settings.max_crashes - 1 <= job.crashes
         self._suspects += suspect
         leases.hold(job)
-        task = asyncio.create_task(runner.run(running), name=f"run-{job.id}")
-        self.tasks[job.id] = task
 
-        def ended(task: asyncio.Task[None]) -> None:
+        def free() -> None:
+            nonlocal suspect
             leases.drop(job)
             self._suspects -= suspect
+            suspect = False
             if self._running.get(job.id) is running:
                 del self._running[job.id]
                 del self.tasks[job.id]
+            self._pulse.left_behind = len(self._left_behind)
             self._wake.set()
             self._freed.set()
+
+        def left_behind() -> None:
+            if not task.done():
+                self._left_behind.add(running)
+                free()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._left_behind.discard(running)
+            free()
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.error("job %s: its end could not be written", job.id, exc_info=error)
 
+        task = asyncio.create_task(runner.run(running, left_behind), name=f"run-{job.id}")
+        self.tasks[job.id] = task
         task.add_done_callback(ended)
 
     def _heed(self, job_id: str, token: str, verdict: Verdict) -> None:
@@ -357,6 +376,15 @@ class Worker(ArqWorker):
                 )
 
     @property
+    def illness(self) -> str | None:
+        """Why a restart would help, as `/livez` says."""
+        return self._pulse.illness
+
+    def exposition(self) -> bytes:
+        """The worker's metrics, as `/metrics` says."""
+        return self._meter.exposition()
+
+    @property
     def stuck(self) -> int:
         """How many functions still run after `main`: the process can only end by `os._exit`."""
-        return len(self._running)
+        return len(self._running) + len(self._left_behind)
