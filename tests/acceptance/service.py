@@ -45,6 +45,7 @@ class Service:
             self.start_api()
             self.start_worker()
         self.wait_until(lambda: self._workers() > 0, "no worker has announced itself")
+        self.wait_until(lambda: self.knows("echo"), "the API has not heard of the worker's tasks")
 
     def start_api(self, **settings: str) -> GuardedProcess:
         """Another API process at the same address: the one before must have ended."""
