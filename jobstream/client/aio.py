@@ -14,7 +14,7 @@ from pydantic import BaseModel, JsonValue, TypeAdapter
 
 from jobstream.client import calls
 from jobstream.client.calls import DEFAULT_URL, Call, SubmitOptions, TaskInfo
-from jobstream.client.errors import StillRunning, Unavailable, Unreachable
+from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
 from jobstream.client.stream import Event, Following, Policy
 from jobstream.job import Job
 
@@ -97,7 +97,7 @@ class Client:
                 answer = call.answer(response)
                 self._met = True
                 return answer
-            except (httpx2.RequestError, Unavailable) as error:
+            except (httpx2.RequestError, Rejected) as error:
                 sent += 1
                 pause = call.pause_before_resend(error, sent, self.base_url)
             await asyncio.sleep(pause)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 from jobstream.client.errors import (
     JobCancelled,
     JobFailed,
+    Rejected,
     Unavailable,
     UnexpectedResult,
     Unreachable,
@@ -27,8 +28,8 @@ from jobstream.job import Job, JobStatus
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-KEYED_RESENDS = 2
-"""How often a submit that carries an idempotency key is sent again after a cut or a 503."""
+KEYED_RESENDS = 3
+"""How often a submit that carries an idempotency key is sent again after a cut, a 503, or while the first is read."""
 PATIENT_RESENDS = 7
 """How often a question is asked again that follows a stream, so that the service is known to be there: over 20 s."""
 LONGEST_RESEND_PAUSE = 5.0
@@ -120,12 +121,19 @@ class Call(Generic[T]):
 
     def pause_before_resend(self, error: Exception, sent: int, base_url: str) -> float:
         """Seconds to wait before it is sent again, having been sent `sent` times; raises what the caller is to see."""
-        if sent <= self.resends:
-            asked = error.retry_after if isinstance(error, Unavailable) else None
+        if sent <= self.resends and _passes(error):
+            asked = error.retry_after if isinstance(error, Rejected) else None
             return min(asked or 0.2 * 2 ** (sent - 1), LONGEST_RESEND_PAUSE)
         if isinstance(error, httpx2.RequestError):
             raise unreachable(base_url, error) from error
         raise error
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same request may have another answer in a moment."""
+    if isinstance(error, Rejected):
+        return isinstance(error, Unavailable) or error.problem.code == "idempotency-in-flight"
+    return True
 
 
 class ConnectionOptions(TypedDict):

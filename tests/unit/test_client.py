@@ -370,6 +370,22 @@ async def test_a_submit_with_a_key_is_sent_again_after_a_503(connect: Connect, s
         assert (await client.submit("words", {}, idempotency_key="k")).id == "j9"
 
 
+async def test_a_submit_whose_first_copy_is_still_read_is_sent_again(connect: Connect, service: StubService) -> None:
+    first = answer(202, job("j9"))
+    busy = answer(409, {"status": 409, "code": "idempotency-in-flight"})
+    service.on("POST", "/words", type(first)(first.data[:-20]), busy, first)
+    async with connect(service.url) as client:
+        assert (await client.submit("words", {}, idempotency_key="k")).id == "j9"
+
+
+async def test_a_conflict_is_no_reason_to_ask_again(connect: Connect, service: StubService) -> None:
+    service.on("POST", "/words", answer(409, {"status": 409, "code": "other"}))
+    async with connect(service.url) as client:
+        with pytest.raises(Rejected):
+            await client.submit("words", {}, idempotency_key="k")
+    assert len(service.requests) == 1
+
+
 async def test_a_wait_keeps_its_time_although_the_stream_goes_on_pinging(
     connect: Connect, service: StubService
 ) -> None:
