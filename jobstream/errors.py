@@ -1,12 +1,16 @@
-"""What can go wrong, as one tree. The first line of each docstring is the `title` a client reads (RFC 9457).
+"""What can go wrong, as one tree. The first line of each docstring is the `title` a client reads (RFC 9457), the next
+paragraph what it may do about it, shown at `/problems/{code}`.
 
 JobstreamError
 ├── InvalidInput            422  the input does not fit the task's schema
 ├── InvalidParameter        422  a query option or header of the request is not understood
 ├── IdempotencyMismatch     422  the Idempotency-Key stands for a request with another payload
+├── IdempotencyInFlight     409  the first request with that Idempotency-Key has not been answered yet
 ├── MalformedBody           400  the body cannot be parsed
 ├── Unauthorized            401  no key, token or ticket, or none that is valid
 ├── Forbidden               403  the caller lacks a scope
+├── PathNotFound            404  there is nothing at that path
+├── MethodNotAllowed        405  the path does not take that method
 ├── UnknownTask             404  no worker has announced a task of that name
 ├── JobNotFound             404  no job of that id
 ├── JobGone                 410  the job was cancelled, purged or has expired
@@ -14,11 +18,16 @@ JobstreamError
 ├── PayloadTooLarge         413  the body, a field or a file is too large
 ├── UnsupportedMediaType    415  the body's media type is not accepted here
 ├── RedisUnavailable        503  Redis is away, full or read-only for the moment
+├── IdentityUnavailable     503  the identity provider's keys cannot be read
 ├── Draining                503  the process is shutting down
 ├── InvalidOutput           500  the task's result is not what its return annotation promises
 ├── TaskRaised              500  the task raised an exception
 ├── TaskCrashed             500  the process that ran the task died
 ├── OutboxFull              500  a task said more than could be written
+├── TaskTimeout             504  the task took longer than it may
+├── TaskMissing             500  no worker has a task of that name
+├── PayloadExpired          500  the job waited so long that its payload is gone
+├── PayloadUnreadable       500  the job's payload cannot be decoded
 ├── CancelledByClient       410  why a cancelled job has no result
 ├── WorkerCrashed           500  the worker that ran the job died, again and again
 ├── ConfigurationError           a setting or a task's declaration is wrong
@@ -40,7 +49,10 @@ class FieldError(TypedDict):
 
 
 class JobstreamError(Exception):
-    """Something went wrong"""
+    """Something went wrong
+
+    It is not your fault. The service's log has more, under the request's `X-Request-Id`.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal-error"
@@ -54,9 +66,18 @@ class JobstreamError(Exception):
         """The sentence that a client reads: the first line of the docstring."""
         return (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".")
 
+    @classmethod
+    def advice(cls) -> str:
+        """What a client may do about it: the second paragraph of the docstring."""
+        paragraphs = (cls.__doc__ or "").split("\n\n")
+        return " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
+
 
 class InvalidInput(JobstreamError):
-    """The input does not fit the task's schema"""
+    """The input does not fit the task's schema
+
+    `errors` says where, as JSON pointers into the input. The schema is at `/tasks/{task}` and in `/openapi.json`.
+    """
 
     status = 422
     code = "invalid-input"
@@ -67,7 +88,10 @@ class InvalidInput(JobstreamError):
 
 
 class InvalidParameter(JobstreamError):
-    """A parameter of the request is not understood"""
+    """A parameter of the request is not understood
+
+    A query option or a header has a value that it cannot have, or no such option exists. `errors` names it.
+    """
 
     status = 422
     code = "invalid-parameter"
@@ -78,14 +102,30 @@ class InvalidParameter(JobstreamError):
 
 
 class IdempotencyMismatch(JobstreamError):
-    """The Idempotency-Key was used for another request"""
+    """The Idempotency-Key was used for another request
+
+    A key stands for one request for 24 hours: its input, files and query. Use a new key for another request.
+    """
 
     status = 422
     code = "idempotency-mismatch"
 
 
+class IdempotencyInFlight(JobstreamError):
+    """The first request with this Idempotency-Key is still under way
+
+    Wait for its answer, or send this request again after `Retry-After`: it then gets that answer.
+    """
+
+    status = 409
+    code = "idempotency-in-flight"
+
+
 class MalformedBody(JobstreamError):
-    """The body cannot be parsed"""
+    """The body cannot be parsed
+
+    It is not JSON, not a form, not UTF-8, or it was cut off.
+    """
 
     status = 400
     code = "malformed-body"
@@ -93,6 +133,8 @@ class MalformedBody(JobstreamError):
 
 class Unauthorized(JobstreamError):
     """A valid API key, token or ticket is needed
+
+    Send it as `Authorization: Bearer …`.
 
     `given`: one was sent, and is not valid.
     """
@@ -108,6 +150,8 @@ class Unauthorized(JobstreamError):
 class Forbidden(JobstreamError):
     """The caller may not do that
 
+    The key or token is valid, but lacks the scope that `detail` names.
+
     `scope`: what it lacks.
     """
 
@@ -119,69 +163,129 @@ class Forbidden(JobstreamError):
         self.scope = scope
 
 
+class PathNotFound(JobstreamError):
+    """There is nothing at this path
+
+    `/openapi.json` lists all paths.
+    """
+
+    status = 404
+    code = "not-found"
+
+
+class MethodNotAllowed(JobstreamError):
+    """The path does not take this method
+
+    `Allow` names those that it takes.
+    """
+
+    status = 405
+    code = "method-not-allowed"
+
+
 class UnknownTask(JobstreamError):
-    """No worker has announced a task of that name"""
+    """No worker has announced a task of that name
+
+    `GET /tasks` lists those that have been announced. A new task is known as soon as its first worker has started.
+    """
 
     status = 404
     code = "unknown-task"
 
 
 class JobNotFound(JobstreamError):
-    """There is no job of that id"""
+    """There is no job of that id
+
+    It was never known, its record has expired, or it is not yours.
+    """
 
     status = 404
     code = "job-not-found"
 
 
 class JobGone(JobstreamError):
-    """The job has no result and never will have one"""
+    """The job has no result and never will have one
+
+    It was cancelled, or it was purged within the last day.
+    """
 
     status = 410
     code = "job-gone"
 
 
 class JobConflict(JobstreamError):
-    """The job's state does not allow that"""
+    """The job's state does not allow that
+
+    Only a failed or cancelled job is run again.
+    """
 
     status = 409
     code = "job-conflict"
 
 
 class PayloadTooLarge(JobstreamError):
-    """The body is too large"""
+    """The body is too large
+
+    The limits of the body, of a file and of the number of files are settings of the service.
+    """
 
     status = 413
     code = "payload-too-large"
 
 
 class UnsupportedMediaType(JobstreamError):
-    """The body's media type is not accepted here"""
+    """The body's media type is not accepted here
+
+    Inputs are `application/json`, `multipart/form-data` or `application/x-www-form-urlencoded`.
+    """
 
     status = 415
     code = "unsupported-media-type"
 
 
 class RedisUnavailable(JobstreamError):
-    """The store is away for the moment"""
+    """The store is away for the moment
+
+    Nothing was accepted. Try again after `Retry-After`, with the same Idempotency-Key if you sent one.
+    """
 
     status = 503
     code = "redis-unavailable"
 
 
 class OutboxFull(JobstreamError):
-    """The task said more than could be written"""
+    """The task said more than could be written
+
+    The store was away or slow while the task went on producing output. Run the job again.
+    """
 
     code = "outbox-full"
 
 
+class IdentityUnavailable(JobstreamError):
+    """Tokens cannot be checked for the moment
+
+    The identity provider's keys could not be read for a while. API keys go on working.
+    """
+
+    status = 503
+    code = "identity-unavailable"
+
+
 class InvalidOutput(JobstreamError):
-    """The task's result is not what it promises"""
+    """The task's result is not what it promises
+
+    The task is at fault, not the request: what it returned does not fit its own return annotation.
+    """
 
     code = "invalid-output"
 
 
 class TaskRaised(JobstreamError):
-    """The task raised an exception"""
+    """The task raised an exception
+
+    The task is at fault, or what it depends on. The traceback is in the worker's log.
+    """
 
     code = "task-raised"
 
@@ -197,26 +301,75 @@ class TaskRaised(JobstreamError):
 
 
 class TaskCrashed(JobstreamError):
-    """The process that ran the task died"""
+    """The process that ran the task died
+
+    It was killed, ran out of memory, or ended itself.
+    """
 
     code = "task-crashed"
 
 
+class TaskTimeout(JobstreamError):
+    """The task took longer than it may
+
+    Its `timeout` is in the catalogue; a request may ask for another one with `?timeout=`.
+    """
+
+    status = 504
+    code = "timeout"
+
+
+class TaskMissing(JobstreamError):
+    """No worker has a task of that name
+
+    Every worker of the queue runs an older or another set of tasks.
+    """
+
+    code = "task-missing"
+
+
+class PayloadExpired(JobstreamError):
+    """The job's payload is gone: it waited too long
+
+    A job may wait for seven days. Submit it again.
+    """
+
+    code = "payload-expired"
+
+
+class PayloadUnreadable(JobstreamError):
+    """The job's payload cannot be decoded
+
+    It was not written by this service, or with another serializer.
+    """
+
+    code = "payload-unreadable"
+
+
 class WorkerCrashed(JobstreamError):
-    """The worker died while it ran the job, again and again"""
+    """The worker died while it ran the job, again and again
+
+    A job that takes its workers down is given up after some of them, since it would go on for ever.
+    """
 
     code = "worker-crashed"
 
 
 class CancelledByClient(JobstreamError):
-    """The job was cancelled"""
+    """The job was cancelled
+
+    Somebody asked for it. `POST /jobs/{id}/retry` runs it again.
+    """
 
     status = 410
     code = "cancelled"
 
 
 class Draining(JobstreamError):
-    """The process is shutting down"""
+    """The process is shutting down
+
+    Another process takes over. Try again after `Retry-After`.
+    """
 
     status = 503
     code = "draining"
@@ -230,6 +383,8 @@ class ConfigurationError(JobstreamError):
 
 class TaskError(JobstreamError):
     """The task refused the request
+
+    `detail` says why, in the task's own words, and `code` may be the task's own too.
 
     Raise it from a task when the caller is at fault: the job ends as `failed` and the result's URL answers with
     `status` (400–599) and `code`.
@@ -265,3 +420,15 @@ class Retry(Exception):
 
 class JobCancelled(BaseException):
     """The job was told to stop. Not an `Exception`, so that a task's `except Exception` does not swallow it."""
+
+
+def wire_errors() -> list[type[JobstreamError]]:
+    """Every error that a client may be told of; each has a `code` of its own, and a page under `/problems/`."""
+    unseen: list[type[JobstreamError]] = [JobstreamError]
+    found: list[type[JobstreamError]] = []
+    while unseen:
+        error = unseen.pop()
+        unseen += error.__subclasses__()
+        if error.__module__ == __name__ and error is not ConfigurationError:
+            found.append(error)
+    return sorted(found, key=lambda error: (error.status, error.code))

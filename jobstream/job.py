@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
+from jobstream.problem import placed
+
 
 class JobStatus(StrEnum):
     """The states of a job; `docs/states.md` draws them."""
@@ -132,8 +134,8 @@ def job_from_record(record: Record, *, prefix: str = "") -> Job:
         attempt=int(record.get(b"attempt", 0)),
         max_attempts=int(record.get(b"max_attempts", 1)),
         result=_json(record.get(b"result")),
-        error=_json(record.get(b"error")),
-        errors=_json(b"[" + record.get(b"errors", b"") + b"]"),
+        error=_error(_json(record.get(b"error")), prefix),
+        errors=[_error(error, prefix) for error in _json(b"[" + record.get(b"errors", b"") + b"]")],
         created_at=from_ms(record[b"created_at"]),
         run_at=_time(record.get(b"run_at")),
         started_at=_time(record.get(b"started_at")),
@@ -159,6 +161,10 @@ def pairs(flat: Sequence[bytes]) -> Record:
 def from_ms(value: bytes | int) -> datetime:
     """Milliseconds since the epoch, as stored, to an aware datetime."""
     return datetime.fromtimestamp(int(value) / 1000, UTC)
+
+
+def _error(members: dict[str, Any] | None, prefix: str) -> Any:
+    return members and placed(members, prefix)
 
 
 def _progress(data: bytes | None) -> JobProgress | None:

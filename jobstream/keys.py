@@ -28,7 +28,8 @@ LOG: Final = "jobstream:log:"
 TOMBSTONE: Final = "jobstream:gone:"
 """string, says that a job was purged, by `=` and its owner (`1`: it had none); 24 h."""
 IDEMPOTENCY: Final = "jobstream:idempotency:"
-"""hash print, id: which job an Idempotency-Key of an owner's and a task's stands for; 24 h."""
+"""hash per Idempotency-Key of an owner's and a task's: `by`, the request that holds it, PX a lease; then `print`
+and the record as first answered, 24 h."""
 EVENTS: Final = "jobstream:events:"
 """channel, one message per event of a job: `<version> <kind> <ms> <data>`."""
 

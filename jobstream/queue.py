@@ -17,6 +17,7 @@ from jobstream import keys, store
 from jobstream.caller import TENANT
 from jobstream.errors import (
     CancelledByClient,
+    IdempotencyInFlight,
     IdempotencyMismatch,
     InvalidParameter,
     JobConflict,
@@ -25,6 +26,7 @@ from jobstream.errors import (
     PayloadTooLarge,
     RedisUnavailable,
 )
+from jobstream.idempotency import scoped
 from jobstream.job import Job, JobStatus, Record, job_from_record, new_job_id, pairs
 from jobstream.problem import job_problem
 from jobstream.scripts import Argument, Script
@@ -185,22 +187,25 @@ class Queue:
     ) -> tuple[Job, bool]:
         """`submit` under an idempotency key: the job, and whether it is that of an earlier request.
 
-        `key`: unique per owner and task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours.
-        Raises IdempotencyMismatch when the key stands for a request with another fingerprint.
+        Of an earlier request it is the job as that was answered, whatever has become of it. `key`: unique per owner and
+        task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours.
+        Raises IdempotencyMismatch when the key stands for a request with another fingerprint, IdempotencyInFlight while
+        another one holds it.
         """
         new = _NewJob.of(
             Submission(task, data, options or _DEFAULTS, default_queue, default_ttl, max_attempts, job_id, owner),
             words=self._words,
         )
         before: list[Argument] = [*new.head, round(LIVE_SECONDS * 1000), new.tags]
-        scoped = f"{owner or ''} {key}" if key else ""
-        after: list[Argument] = [scoped, fingerprint, *new.field_words()]
+        after: list[Argument] = [scoped(key, owner) if key else "", fingerprint, *new.field_words()]
         for _ in range(2):  # the second time with a clock that was set by the first
             verdict, *rest = await _submit(
                 self.client, key_names=[keys.queue(new.queue)], args=[*before, self._clock.deadline(), *after]
             )
             if verdict == b"mismatch":
                 raise IdempotencyMismatch("The key was used for a request with another payload")
+            if verdict == b"held":
+                raise IdempotencyInFlight("Another request with this key has not been answered yet")
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue

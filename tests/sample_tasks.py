@@ -287,3 +287,29 @@ def _raise(kind: str) -> NoReturn:
         case "huge":
             raise ValueError("x" * 1_000_000)
     raise AssertionError(f"unknown: {kind}, {Path.cwd()}")
+
+
+def _shout(job: JobContext, count: int) -> int:
+    for number in range(count):
+        job.chunk([number, "x" * 100_000])
+    return count
+
+
+@task
+def thread_shouts(job: JobContext, count: int = 1_000_000) -> int:
+    """Say more than anybody reads."""
+    return _shout(job, count)
+
+
+@task(executor="process")
+def process_shouts(job: JobContext, count: int = 1_000_000) -> int:
+    """The same in a process."""
+    return _shout(job, count)
+
+
+@task
+async def loop_shouts(job: JobContext, count: int = 1_000_000) -> int:
+    """The same on the event loop."""
+    for number in range(count):
+        await job.chunk([number, "x" * 100_000])
+    return count

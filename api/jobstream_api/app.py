@@ -11,15 +11,18 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api import problems
 from jobstream_api.auth.gate import PUBLIC, Authenticate, Gate
+from jobstream_api.auth.redact import redact_access_log
+from jobstream_api.edges import EXPOSED, Edges, allow_own_scripts
 from jobstream_api.openapi import FAILURE, OpenApi
-from jobstream_api.problems import ProblemRoute
-from jobstream_api.routes import events, health, jobs, results, static, tasks
+from jobstream_api.problems import problem_route
+from jobstream_api.routes import events, health, jobs, problem_pages, results, static, tasks, tickets
 from jobstream_api.service import Service
 from jobstream_api.settings import ApiSettings
 from jobstream_api.wire import accepts_html
@@ -41,12 +44,16 @@ def create_router(service: Service, *, authenticate: Authenticate | None = None)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
+        service.place(_public_path(app, service))
         async with service.running():
             yield
 
-    gate = Gate(authenticate) if authenticate else service.gate
-    router = APIRouter(route_class=ProblemRoute, lifespan=lifespan, dependencies=[Depends(gate)])
-    for resource in (health, static, tasks, jobs, events, results):  # results last: its routes match any name
+    gate = Gate(authenticate, service.tickets) if authenticate else service.gate
+    router = APIRouter(
+        route_class=problem_route(lambda: service.prefix), lifespan=lifespan, dependencies=[Depends(gate)]
+    )
+    # results last: its routes match any name
+    for resource in (health, static, tasks, jobs, events, tickets, problem_pages, results):
         resource.add_routes(router, service)
     problems.name_allowed_methods(router)
     return router
@@ -57,6 +64,7 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
     settings = settings or ApiSettings()
     service = Service(settings, source or UrlSource.from_settings(settings))
     app = FastAPI(
+        root_path=service.root_path,
         title="jobstream",
         version=VERSION,
         description=DESCRIPTION,
@@ -66,10 +74,30 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
-    problems.install(app)
+    app.router.route_class = problem_route(lambda: service.prefix)
+    problems.install(app, lambda: service.prefix)
+    redact_access_log()
     _add_docs(app, service)
     app.include_router(create_router(service), responses=FAILURE)
+    problems.name_allowed_methods(app.router)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+            max_age=600,
+        )
+    app.add_middleware(Edges)
     return app
+
+
+def _public_path(app: FastAPI, service: Service) -> str:
+    """What clients see in front of the router's own paths: the proxy's part and that of `include_router(prefix=…)`."""
+    return (app.root_path or service.root_path).rstrip("/") + app.url_path_for(problem_pages.CATALOGUE).removesuffix(
+        "/problems"
+    )
 
 
 def _add_docs(app: FastAPI, service: Service) -> None:
@@ -82,9 +110,10 @@ def _add_docs(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False, dependencies=[PUBLIC])
     async def root(request: Request) -> Response:
         if accepts_html(request):
-            return RedirectResponse("/docs", status_code=303)
-        links = {"tasks": "/tasks", "jobs": "/jobs", "docs": "/docs", "openapi": "/openapi.json"}
-        return JSONResponse({"service": "jobstream", "version": VERSION, "links": links})
+            return RedirectResponse(f"{service.prefix}/docs", status_code=303, headers={"Vary": "Accept"})
+        links = {name: f"{service.prefix}/{name}" for name in ("tasks", "jobs", "docs", "problems")}
+        links["openapi"] = f"{service.prefix}/openapi.json"
+        return JSONResponse({"service": "jobstream", "version": VERSION, "links": links}, headers={"Vary": "Accept"})
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[PUBLIC])
     async def openapi() -> JSONResponse:
@@ -94,20 +123,22 @@ def _add_docs(app: FastAPI, service: Service) -> None:
 
     @app.get("/docs", include_in_schema=False, dependencies=[PUBLIC])
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
+        page = get_swagger_ui_html(
+            openapi_url=f"{service.prefix}/openapi.json",
             title="jobstream",
-            swagger_js_url="/static/docs/swagger-ui-bundle.js",
-            swagger_css_url="/static/docs/swagger-ui.css",
-            swagger_favicon_url="/static/docs/favicon.png",
+            swagger_js_url=f"{service.prefix}/static/docs/swagger-ui-bundle.js",
+            swagger_css_url=f"{service.prefix}/static/docs/swagger-ui.css",
+            swagger_favicon_url=f"{service.prefix}/static/docs/favicon.png",
         )
+        return allow_own_scripts(page)
 
     @app.get("/redoc", include_in_schema=False, dependencies=[PUBLIC])
     async def redoc() -> HTMLResponse:
-        return get_redoc_html(
-            openapi_url="/openapi.json",
+        page = get_redoc_html(
+            openapi_url=f"{service.prefix}/openapi.json",
             title="jobstream",
-            redoc_js_url="/static/docs/redoc.standalone.js",
-            redoc_favicon_url="/static/docs/favicon.png",
+            redoc_js_url=f"{service.prefix}/static/docs/redoc.standalone.js",
+            redoc_favicon_url=f"{service.prefix}/static/docs/favicon.png",
             with_google_fonts=False,
         )
+        return allow_own_scripts(page)

@@ -14,12 +14,16 @@ from jobstream.errors import ConfigurationError
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api.app import create_app
 from jobstream_api.auth.settings import check_exposure
+from jobstream_api.edges import WithRequestId
 from jobstream_api.live.edge import Edge
 from jobstream_api.service import Service
 from jobstream_api.settings import ApiSettings
 
 GRACE_SECONDS = 5
 """Time that answers under way get at shutdown. Event streams end at once."""
+
+
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(request_id)s  %(message)s"
 
 
 class Server(uvicorn.Server):
@@ -48,6 +52,8 @@ def create_server(settings: ApiSettings, source: RedisSource) -> Server:
         access_log=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
     )
     return Server(config, app.state.service)
 
@@ -55,7 +61,9 @@ def create_server(settings: ApiSettings, source: RedisSource) -> Server:
 def main(settings: ApiSettings | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigurationError, also for an address that cannot be listened on."""
     settings = settings or ApiSettings()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(WithRequestId())
     server = create_server(settings, UrlSource.from_settings(settings))
     server.run(sockets=[_listen(settings.host, settings.port)])
 

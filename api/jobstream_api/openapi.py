@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from jobstream.catalogue import Announcement
 from jobstream.files import FILE_MARK
 from jobstream.job import Job
+from jobstream_api.auth.document import add_security
 from jobstream_api.body import takes_many
 from jobstream_api.problems import MEDIA_TYPE
 from jobstream_api.service import Service
@@ -74,6 +75,7 @@ class OpenApi:
 
     def __init__(self, app: FastAPI, service: Service) -> None:
         self._service = service
+        self._app = app
         self._base = app.openapi  # FastAPI's own, before it is replaced by this
         self._made: tuple[int, dict[str, Any]] | None = None
 
@@ -84,6 +86,8 @@ class OpenApi:
             document["components"]["schemas"]["Problem"] = _PROBLEM
             for task in book.tasks.values():
                 add_task(document, task)
+            if not self._service.gate.open:
+                add_security(document, self._app.routes, tasks=book.tasks)
             self._made = (book.version, document)
         return self._made[1]
 

@@ -7,8 +7,10 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
+from starlette.requests import Request
 
 from jobstream.cancellation import cancel
 from jobstream.catalogue import Announcement, find, read_catalogue, read_version
@@ -18,7 +20,7 @@ from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.store import read_record
 from jobstream_api.auth.gate import Gate, authenticate_by
-from jobstream_api.auth.keybook import KeyBook
+from jobstream_api.auth.tickets import Tickets
 from jobstream_api.live.hub import Hub
 from jobstream_api.live.stream import Streams
 from jobstream_api.settings import ApiSettings
@@ -80,20 +82,36 @@ class TaskBook:
 class Service:
     """Use `running()` for as long as requests are answered."""
 
-    def __init__(self, settings: ApiSettings, source: RedisSource, *, prefix: str = "") -> None:
+    def __init__(self, settings: ApiSettings, source: RedisSource) -> None:
         self.settings = settings
         self.source = source
-        self.prefix = prefix
+        self.prefix = ""
+        """Where the paths of the service begin, as clients see them; `place` sets it."""
+        self.root_path = urlsplit(str(settings.public_url or "")).path.rstrip("/")
+        """What a proxy puts before our paths."""
         self.client = source.client()
-        self.queue = Queue(self.client, prefix=prefix, words=settings.search_words)
+        self.queue = Queue(self.client, words=settings.search_words)
         self.tasks = TaskBook(self.client)
-        self.hub = Hub(source, prefix=prefix)
+        self.hub = Hub(source)
         self.streams = Streams(most=settings.max_streams, heartbeat=settings.heartbeat_seconds)
-        self.gate = Gate(authenticate_by(settings, KeyBook(self.client)), open=settings.auth != "on")
+        secret = settings.ticket_secret.get_secret_value() if settings.ticket_secret else None
+        self.tickets = Tickets(self.client, secret, lifetime=settings.ticket_seconds)
+        self.gate = Gate(authenticate_by(settings, self.client), self.tickets, open=not settings.asks)
         self.files = FileStore(settings.files_dir)
         self.uploads_in_doubt: set[str] = set()
         """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""
         self.draining = False
+
+    def place(self, prefix: str) -> None:
+        """From now on links lead to paths behind `prefix`."""
+        self.prefix = prefix
+        self.queue = Queue(self.client, prefix=prefix, words=self.settings.search_words)
+        self.hub.prefix = prefix
+
+    def origin(self, request: Request) -> str:
+        """Scheme and host under which a client reaches the service, for absolute URLs."""
+        url = urlsplit(str(self.settings.public_url or request.base_url))
+        return f"{url.scheme}://{url.netloc}"
 
     def drain(self) -> None:
         """The process is about to end: streams close, readiness fails. Call it in the event loop."""

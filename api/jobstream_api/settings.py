@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import AnyHttpUrl, Field
 
 from jobstream.files import FileSettings
 from jobstream.redis import RedisSettings
@@ -15,6 +15,21 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    public_url: AnyHttpUrl | None = Field(
+        None,
+        description="Where clients reach the service when a proxy changes its host or path: "
+        "https://example.com/background. Its path is what links begin with.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses and networks, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed; * for all. Empty: nobody's.",
+    )
+    cors_origins: list[str] = Field(
+        [],
+        description="Origins whose scripts may use the API from a browser, as a JSON list such as "
+        '["https://app.example.com"]. Empty: none.',
+    )
     max_body_bytes: int = Field(10 * 1024**2, ge=1, description="Largest JSON or form body, without files.")
     max_file_bytes: int = Field(2 * 1024**3, ge=1, description="Largest uploaded file.")
     max_files: int = Field(100, ge=1, description="Uploaded files per job.")

@@ -279,7 +279,7 @@ def _say_what_to_try(port: int, job_id: str, *, keep: bool) -> None:
 One job has three faces{":" if keep else "; `jobstream demo --keep` leaves them up for a visit:"}
 
   monitor  {url}/jobs/{job_id}
-  result   {url}/primes/{job_id}
+  result   {url}/primes/{job_id}   (a live page, in a browser)
   events   {url}/jobs/{job_id}/events
   docs     {url}/docs
 

@@ -102,9 +102,11 @@ class Client:
                 pause = call.pause_before_resend(error, sent, self.base_url)
             await asyncio.sleep(pause)
 
-    async def _events(self, job_id: str, after: str | None) -> AsyncGenerator[Event]:
-        following = Following(job_id, after, self._policy, met=self._met)
-        while not following.ended:
+    def _follow(self, job_id: str, after: str | None = None) -> Following:
+        return Following(job_id, after, self._policy, met=self._met)
+
+    async def _events(self, following: Following, *, while_mute: bool = True) -> AsyncGenerator[Event]:
+        while not following.ended and (while_mute or not following.mute):
             failure: Exception | None = None
             try:
                 async with self._http.sse(
@@ -149,18 +151,27 @@ class JobHandle:
         client has never met the service, or it stays away for longer than the client's patience. Whoever leaves before
         the end and wants the connection closed at that moment uses `contextlib.aclosing`.
         """
-        return self._client._events(self.id, after)
+        return self._client._events(self._client._follow(self.id, after))
 
     async def wait(self, timeout: float | None = None) -> Job:
         """The job once it is done, whatever its end. Raises `StillRunning` after `timeout` seconds."""
         try:
-            async with asyncio.timeout(timeout), aclosing(self.events()) as events:
-                async for event in events:
-                    if event.event == "done" and event.job is not None:
-                        return event.job
+            async with asyncio.timeout(timeout):
+                return await self._wait()
         except TimeoutError as error:
             raise StillRunning(self.id, timeout or 0.0) from error
-        return await self._client._send(calls.get(self.id).patient())
+
+    async def _wait(self) -> Job:
+        stream = self._client._events(self._client._follow(self.id), while_mute=False)
+        async with aclosing(stream) as events:
+            async for event in events:
+                if event.event == "done" and event.job is not None:
+                    return event.job
+        while True:  # a 204, which a look at the job confirms, or a mute stream, which looks replace
+            job = await self._client._send(calls.get(self.id).patient())
+            if job.done:
+                return job
+            await asyncio.sleep(calls.LOOK_SECONDS)
 
     @overload
     async def result(self, timeout: float | None = None) -> JsonValue | bytes: ...

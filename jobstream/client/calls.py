@@ -33,6 +33,8 @@ KEYED_RESENDS = 3
 PATIENT_RESENDS = 7
 """How often a question is asked again that follows a stream, so that the service is known to be there: over 20 s."""
 LONGEST_RESEND_PAUSE = 5.0
+LOOK_SECONDS = 2.0
+"""Between two looks at a job whose stream does not come through."""
 PAGE_JOBS = 200
 
 T = TypeVar("T")

@@ -83,9 +83,11 @@ class Following:
         self.path = f"{job_path(job_id)}/events"
         self.last_id = after or ""
         self.ended = False
+        self.mute = False
+        """The last connection stood, and said nothing at all: something on the way holds streams back."""
         self._policy, self._clock, self._chance = policy, clock, chance
         self._met = met
-        self._heard = False
+        self._open = self._heard = False
         self._opened_at = 0.0
         self._away_since: float | None = None
         self._misses = 0
@@ -108,7 +110,7 @@ class Following:
             self.ended = True
             return False
         checked(response)
-        self._met = True
+        self._met = self._open = True
         return True
 
     def take(self, frame: httpx2.ServerSentEvent) -> Event | None:
@@ -137,9 +139,10 @@ class Following:
         """
         if isinstance(error, httpx2.SSEError):
             raise Unreachable(f"what answers at {self._policy.base_url} does not stream events: {error}") from error
+        self.mute = self._open and not self._heard and isinstance(error, httpx2.ReadTimeout)
         if self._heard and (error is not None or self._clock() - self._opened_at > STOOD):
             self._in_touch()
-        self._heard = False
+        self._heard = self._open = False
         if self._away_since is None:
             self._away_since = self._clock()
         if error is not None and (not self._met or self._clock() - self._away_since > self._policy.patience):

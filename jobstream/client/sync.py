@@ -93,9 +93,11 @@ class SyncClient:
                 pause = call.pause_before_resend(error, sent, self.base_url)
             time.sleep(pause)
 
-    def _events(self, job_id: str, after: str | None, alarm: Alarm) -> Generator[Event]:
-        following = Following(job_id, after, self._policy, met=self._met)
-        while not following.ended:
+    def _follow(self, job_id: str, after: str | None = None) -> Following:
+        return Following(job_id, after, self._policy, met=self._met)
+
+    def _events(self, following: Following, alarm: Alarm, *, while_mute: bool = True) -> Generator[Event]:
+        while not following.ended and (while_mute or not following.mute):
             failure: Exception | None = None
             try:
                 with (
@@ -138,19 +140,27 @@ class SyncJobHandle:
 
     def events(self, after: str | None = None) -> Generator[Event]:
         """As `JobHandle.events`. The connection is closed when the loop is left and the generator let go."""
-        return self._client._events(self.id, after, Alarm(None))
+        return self._client._events(self._client._follow(self.id, after), Alarm(None))
 
     def wait(self, timeout: float | None = None) -> Job:
         """As `JobHandle.wait`."""
         try:
-            with Alarm(timeout) as alarm, closing(self._client._events(self.id, None, alarm)) as events:
-                for event in events:
-                    if event.event == "done" and event.job is not None:
-                        return event.job
-                    alarm.check()
+            with Alarm(timeout) as alarm:
+                return self._wait(alarm)
         except TimeoutError as error:
             raise StillRunning(self.id, timeout or 0.0) from error
-        return self._client._send(calls.get(self.id).patient())
+
+    def _wait(self, alarm: Alarm) -> Job:
+        with closing(self._client._events(self._client._follow(self.id), alarm, while_mute=False)) as events:
+            for event in events:
+                if event.event == "done" and event.job is not None:
+                    return event.job
+                alarm.check()
+        while True:  # a 204, which a look at the job confirms, or a mute stream, which looks replace
+            job = self._client._send(calls.get(self.id).patient())
+            if job.done:
+                return job
+            alarm.sleep(calls.LOOK_SECONDS)
 
     @overload
     def result(self, timeout: float | None = None) -> JsonValue | bytes: ...

@@ -4,8 +4,9 @@
 --       8 tags, separated by spaces   9 until when the caller waits (ms, 0: for ever)   10 idempotency key or ''
 --       11 fingerprint of the request   12… more fields of the record: name, value, …
 -- Returns {'stored', now, due} (ms); {'taken', record} when the id is (a repeated call gets its own job back); {'replayed',
--- record} when the idempotency key stands for that job; {'mismatch'} when it stands for another request; {'late', now}
--- when the caller has given up: Redis was frozen, and what was answered with an error must not happen afterwards.
+-- record} when the idempotency key stands for this request: the record as it was first answered, whatever has become of
+-- it; {'mismatch'} when the key stands for another request; {'held'} while another one holds it (reserve.lua); {'late',
+-- now} when the caller has given up: Redis was frozen, and what was answered with an error must not happen afterwards.
 local id, queue_name, task = ARGV[1], ARGV[2], ARGV[3]
 local record, key = RECORD .. id, IDEMPOTENCY .. ARGV[10]
 local now = now_ms()
@@ -13,18 +14,20 @@ if redis.call('EXISTS', record, ARQ_JOB .. id, ARQ_RESULT .. id) > 0 then
   return {'taken', redis.call('HGETALL', record)}
 end
 if ARGV[10] ~= '' then
-  local held = redis.call('HMGET', key, 'print', 'id')
-  if held[1] and redis.call('EXISTS', RECORD .. held[2]) == 1 then
+  local held = redis.call('HMGET', key, 'print', 'by')
+  if held[1] then
     if held[1] ~= ARGV[11] then return {'mismatch'} end
-    return {'replayed', redis.call('HGETALL', RECORD .. held[2])}
+    return {'replayed', redis.call('HGETALL', key)}
   end
+  if held[2] and held[2] ~= id then return {'held'} end
 end
 if tonumber(ARGV[9]) > 0 and now > tonumber(ARGV[9]) then return {'late', now} end
-if ARGV[10] ~= '' then
-  redis.call('HSET', key, 'print', ARGV[11], 'id', id)
-  redis.call('PEXPIRE', key, 86400000)
-end
 local function add(zset, score, member) redis.call('ZADD', zset, score, member) end
 local due = store(now, add, KEYS[1], id, queue_name, task, ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], 12, #ARGV)
+if ARGV[10] ~= '' then
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'print', ARGV[11], unpack(redis.call('HGETALL', record)))
+  redis.call('PEXPIRE', key, 86400000)
+end
 redis.call('PUBLISH', WAKE .. queue_name, id)
 return {'stored', now, due}

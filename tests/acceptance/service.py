@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -32,8 +33,7 @@ class Service:
         self.log = directory / "log"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.api: GuardedProcess | None = None
-        """The API process that was started last, when it is one of its own."""
+        self._api: GuardedProcess | None = None
         self._directory = directory
         self._processes: list[GuardedProcess] = []
 
@@ -49,9 +49,15 @@ class Service:
 
     def start_api(self, **settings: str) -> GuardedProcess:
         """Another API process at the same address: the one before must have ended."""
-        self.api = api = self._start("-m", "jobstream_api.main", **settings)
+        self._api = api = self._start("-m", "jobstream_api.main", **settings)
         self.wait_until(lambda: self._answers("/livez"), "the API does not answer")
         return api
+
+    def kill_api(self) -> None:
+        """SIGKILL for the API process that was started last."""
+        assert self._api is not None
+        os.kill(self._api.pid, signal.SIGKILL)
+        self._api.wait(10)
 
     def start_worker(self, tasks: str = TASKS) -> GuardedProcess:
         """A worker process with the tasks of these modules."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -211,6 +212,25 @@ async def test_leaving_a_stream_is_noticed_by_the_service(connect: Connect, serv
                 await anext(events)
                 assert proxy.open == 1
             await asyncio.to_thread(proxy.wait_for, lambda proxy: proxy.open == 0)
+
+
+def test_jobstream_watch_goes_on_after_a_cut(service: Service, puppet: Puppet) -> None:
+    with SyncClient(service.url) as client, Proxy(service.port) as proxy:
+        job = client.submit("puppet", puppet.input)
+        puppet.do("log before")
+        argv = [sys.executable, "-m", "jobstream_cli", "--url", proxy.url, "watch", "--json", job.id]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            lines = []
+            for line in watching.stdout:
+                lines.append(json.loads(line))
+                if lines[-1]["event"] == "log" and proxy.happened.total() == 0:
+                    proxy.cut()
+                    puppet.do("log meanwhile", "end x")
+        assert watching.wait(10) == 0
+        assert proxy.happened.total() == 1
+        told = [line["id"] for line in lines if line["event"] not in ("snapshot", "progress")]
+        assert told == durable(list(job.events()))
 
 
 def test_ctrl_c_ends_a_script(service: Service, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ async def test_a_running_job_is_a_page_that_looks_again_by_itself(http: httpx2.A
         response, page = await get(http, job["links"]["result"])
     assert response.status_code == 202
     assert response.headers["retry-after"] == "1"
-    assert response.headers["vary"] == "Accept"
+    assert response.headers["vary"] == "Prefer, Accept"
     assert page.all("job-progress") == [{"src": job["links"]["self"], "cancel": None}]
     assert page.all("progress")[0]["value"] == "25"
     assert re.search("running, 25 %", page.text)
@@ -78,7 +78,7 @@ async def test_a_finished_job_is_a_page_with_its_end(
     await done(http, job)
     response, page = await get(http, job["links"]["result"])
     assert response.status_code == status
-    assert response.headers["vary"] == "Accept"
+    assert response.headers["vary"] == "Prefer, Accept"
     assert shown in page.text
     assert not [meta for meta in page.all("meta") if "http-equiv" in meta]
     assert (await http.get(job["links"]["result"])).status_code == status
@@ -94,7 +94,7 @@ async def test_a_cancelled_and_a_purged_job_are_410_and_an_unknown_one_404(http:
     await http.delete(job["links"]["result"])
     response, page = await get(http, job["links"]["result"])
     assert (response.status_code, "was purged" in page.text) == (410, True)
-    assert response.headers["vary"] == "Accept"
+    assert response.headers["vary"] == "Prefer, Accept"
     response, page = await get(http, "/echo/01JD0000000000000000000000")
     assert (response.status_code, "There is no job" in page.text) == (404, True)
     response, page = await get(http, f"/words/{job['id']}")
@@ -107,10 +107,10 @@ async def test_who_asks_for_json_gets_json_and_is_told_that_it_varies(http: http
     for accept in ("application/json", "*/*", "text/html, application/json"):
         response = await http.get(job["links"]["result"], headers={"Accept": accept})
         assert (response.status_code, response.json()) == (200, 1)
-        assert response.headers["vary"] == "Accept"
+        assert response.headers["vary"] == "Prefer, Accept"
     missing = await http.get("/echo/01JD0000000000000000000000")
     problem(missing, 404)
-    assert missing.headers["vary"] == "Accept"
+    assert missing.headers["vary"] == "Prefer, Accept"
 
 
 async def test_nothing_that_a_job_says_becomes_markup(http: httpx2.AsyncClient, puppet: Puppet) -> None:

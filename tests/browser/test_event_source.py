@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Callable
 
 import httpx2
 
-from jobstream.guard import GuardedProcess
 from tests.acceptance.service import Service
 from tests.acceptance.wire import Puppet, submit
 from tests.browser.chromium import Chromium
@@ -37,7 +34,7 @@ async def test_it_goes_on_behind_a_killed_server(mortal: Service, browser: Chrom
         for turn in range(2):
             puppet.do(f"log before {turn}")
             await tab.until(f"seen.logs.at(-1) === 'before {turn}'")
-            await asyncio.to_thread(_kill, mortal.api)
+            await asyncio.to_thread(mortal.kill_api)
             puppet.do(f"log while away {turn}")
             await tab.until(f"seen.errors >= {turn + 1} && seen.source.readyState === EventSource.CONNECTING")
             await asyncio.to_thread(mortal.start_api)
@@ -50,12 +47,6 @@ async def test_it_goes_on_behind_a_killed_server(mortal: Service, browser: Chrom
         assert (kinds.count("snapshot"), kinds.count("done"), kinds[-1]) == (1, 1, "done")
         versions = [int(each.partition("-")[2]) for each in await tab.evaluate("seen.ids")]
         assert versions == sorted(set(versions))
-
-
-def _kill(process: GuardedProcess | None) -> None:
-    assert process is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(10)
 
 
 async def test_204_ends_it_for_good(

@@ -12,6 +12,8 @@ from tests.acceptance.service import Service
 from tests.acceptance.wire import Puppet, done, submit
 from tests.browser.chromium import Chromium
 
+AT_END = "(part) => part.scrollTop + part.clientHeight > part.scrollHeight - 24"
+
 FORM = """
     const form = document.createElement('form')
     form.method = 'post'
@@ -77,6 +79,7 @@ async def test_the_page_shows_why_a_job_failed(
     async with browser.person() as person:
         tab = await person.open(service.url + job["links"]["result"])
         await tab.until_shows("running")
+        puppet.do(*(f"log line {number}" for number in range(60)))
         puppet.do("progress 1 2 half", "fail no paper in the tray")
         await tab.until_shows("failed")
         live = await tab.text()
@@ -86,6 +89,9 @@ async def test_the_page_shows_why_a_job_failed(
         for shown in (live, await tab.text()):
             assert "no paper in the tray" in shown
             assert "task-error" in shown
+        await tab.until(
+            "((log) => log.scrollTop + log.clientHeight > log.scrollHeight - 24)(document.querySelector('#log ol'))"
+        )
         assert await tab.axe() == []
         assert [line for line in await tab.console() if "status of 422" not in line] == []
 

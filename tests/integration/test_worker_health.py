@@ -311,7 +311,7 @@ async def healthy(
 
 
 async def test_a_worker_counts_what_becomes_of_its_jobs(source: RedisSource, settings: Settings, queue: Queue) -> None:
-    async with healthy(source, settings, max_jobs=7) as (_, address):
+    async with healthy(source, settings, max_jobs=7, missing_task_seconds=0) as (_, address):
         for _ in range(3):
             await ended(queue, await queue.submit("add", {"a": 1}))
         await ended(queue, await queue.submit("raises", {}))

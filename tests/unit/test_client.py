@@ -505,3 +505,15 @@ async def test_a_service_that_has_just_answered_is_worth_waiting_for(connect: Co
     async with connect(service.url, max_pause=0.01) as client:
         handle = await client.submit("words", {})
         assert [event.id async for event in handle.events()] == ["e-2"]
+
+
+async def test_a_result_comes_where_something_holds_streams_back(
+    connect: Connect, service: StubService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobstream.client.stream.SILENCE", 0.1)
+    monkeypatch.setattr("jobstream.client.calls.LOOK_SECONDS", 0.01)
+    service.on("GET", "/jobs/j1/events", sse(hold=True))
+    service.on("GET", "/jobs/j1", answer(200, job()), answer(200, job(status="succeeded")))
+    service.on("GET", "/words/j1", answer(200, 6))
+    async with connect(service.url, max_pause=0.01) as client:
+        assert await client.job("j1").result(20) == 6

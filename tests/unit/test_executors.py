@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from jobstream.errors import (
     TaskRaised,
 )
 from jobstream.files import FileStore
-from jobstream.outbox import Batch, Outbox
+from jobstream.outbox import CHUNK_BYTES, Batch, Outbox
 from jobstream_workers.executors import Execution, Executors
 from tests import sample_tasks as sample
 
@@ -500,6 +501,48 @@ async def test_no_process_outlives_a_worker_that_was_killed(task: Task) -> None:
     await worker.wait()
     for is_gone in processes:
         await is_gone()
+
+
+# A task that says more than anybody writes
+
+SHOUTING = [sample.loop_shouts, sample.thread_shouts, sample.process_shouts]
+
+
+async def full(outbox: Outbox) -> None:
+    """Return when no chunk finds room any more."""
+    async with asyncio.timeout(PATIENCE):
+        while not outbox.full:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("task", SHOUTING, ids=lambda task: task.executor)
+async def test_a_task_that_is_held_back_goes_on_when_there_is_room(executors: Executors, task: Task) -> None:
+    outbox = Outbox(lambda: None, never_block=threading.get_ident())
+    running = asyncio.create_task(executors.run(execution(task, {"count": 200}, outbox=outbox)))
+    numbers: list[int] = []
+    while len(numbers) <= 150:
+        await full(outbox)
+        entries = outbox.take().entries
+        assert sum(len(entry.data) for entry in entries) < 3 * CHUNK_BYTES
+        numbers += [msgspec.json.decode(entry.data)[0] for entry in entries]
+    async with asyncio.timeout(PATIENCE):
+        while not running.done():
+            numbers += [msgspec.json.decode(entry.data)[0] for entry in outbox.take().entries]
+            await asyncio.wait([running], timeout=0.005)
+    assert await running == b"200"
+    numbers += [msgspec.json.decode(entry.data)[0] for entry in outbox.take().entries]
+    assert numbers == list(range(200))
+
+
+@pytest.mark.parametrize("task", SHOUTING, ids=lambda task: task.executor)
+async def test_a_task_that_is_held_back_is_cancelled_at_once(tmp_path: Path, task: Task) -> None:
+    outbox = Outbox(lambda: None, never_block=threading.get_ident())
+    async with Executors(threads=1, processes=1, files=FileStore(tmp_path), kill_grace=PATIENCE) as executors:
+        running = asyncio.create_task(executors.run(execution(task, outbox=outbox)))
+        await full(outbox)
+        began = time.monotonic()
+        await cancelled(running)
+        assert time.monotonic() - began < PATIENCE / 2  # not killed: it has heard of it
 
 
 def blocking(started: threading.Event, release: threading.Event) -> Task:

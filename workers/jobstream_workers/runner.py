@@ -22,10 +22,14 @@ from jobstream.errors import (
     CancelledByClient,
     InvalidInput,
     JobstreamError,
+    PayloadExpired,
+    PayloadUnreadable,
     Retry,
     TaskCrashed,
     TaskError,
+    TaskMissing,
     TaskRaised,
+    TaskTimeout,
     WorkerCrashed,
 )
 from jobstream.job import JobStatus
@@ -57,31 +61,6 @@ class StopReason(StrEnum):
     TIMEOUT = "timeout"
     SHUTDOWN = "worker is shutting down"
     LOST = "lease lost"
-
-
-class PayloadExpired(JobstreamError):
-    """The job's payload is gone: it waited too long"""
-
-    code = "payload-expired"
-
-
-class PayloadUnreadable(JobstreamError):
-    """The job's payload cannot be decoded"""
-
-    code = "payload-unreadable"
-
-
-class TaskMissing(JobstreamError):
-    """No worker has a task of that name"""
-
-    code = "task-missing"
-
-
-class TaskTimeout(JobstreamError):
-    """The task took longer than it may"""
-
-    status = 504
-    code = "timeout"
 
 
 class InternalError(JobstreamError):

@@ -10,14 +10,18 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, params
+from redis.asyncio import Redis
 from starlette.exceptions import WebSocketException
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
+from jobstream import apikeys
 from jobstream.caller import ANYBODY, Caller, Scope
 from jobstream.errors import Forbidden, Unauthorized
 from jobstream_api.auth.keybook import KeyBook
 from jobstream_api.auth.settings import AuthSettings, is_loopback
+from jobstream_api.auth.tickets import PARAMETER, Tickets
+from jobstream_api.auth.tokens import KeySet, TokenBook, TokenRules
 
 Authenticate = Callable[[HTTPConnection], Awaitable[Caller | None]]
 """Says who is asking; None: nobody that is known. Raises Unauthorized for credentials that are not valid."""
@@ -32,17 +36,24 @@ _PLACE = "jobstream.gate"
 class Gate:
     """One for each router. `open`: everybody may do everything."""
 
-    def __init__(self, authenticate: Authenticate, *, open: bool = False) -> None:
+    def __init__(self, authenticate: Authenticate, tickets: Tickets, *, open: bool = False) -> None:
         self._authenticate = authenticate
+        self._tickets = tickets
         self.open = open
 
     async def __call__(self, connection: HTTPConnection) -> None:
         """The router's dependency: tells the routes' rules whom to ask."""
         connection.scope[_PLACE] = self
 
-    async def admit(self, connection: HTTPConnection, scope: Scope | None) -> Caller:
-        """The caller. Raises Unauthorized, or Forbidden when it lacks `scope` (None: every caller will do)."""
-        caller = await self._authenticate(connection)
+    async def admit(self, connection: HTTPConnection, scope: Scope | None, *, ticket: bool) -> Caller:
+        """The caller. Raises Unauthorized, or Forbidden when it lacks `scope` (None: every caller will do).
+
+        `ticket`: one in the query is looked at; it goes before what headers say.
+        """
+        if ticket and (text := connection.query_params.get(PARAMETER)) is not None:
+            caller: Caller | None = await self._tickets.caller(text, connection)
+        else:
+            caller = await self._authenticate(connection)
         if caller is None:
             raise Unauthorized("Send an API key or a token: `Authorization: Bearer …`")
         if scope is not None and not caller.may(scope):
@@ -53,13 +64,15 @@ class Gate:
 class Rule:
     """What a route asks of its callers; a FastAPI dependency that gives the caller."""
 
-    def __init__(self, scope: Scope | None) -> None:
+    def __init__(self, scope: Scope | None, *, ticket: bool = False) -> None:
         self.scope = scope
+        self.ticket = ticket
+        """Whether a ticket will do."""
 
     async def __call__(self, connection: HTTPConnection) -> Caller:
         gate: Gate = connection.scope[_PLACE]
         try:
-            return await gate.admit(connection, self.scope)
+            return await gate.admit(connection, self.scope, ticket=self.ticket)
         except (Unauthorized, Forbidden) as error:
             if not isinstance(connection, WebSocket):
                 raise
@@ -76,6 +89,7 @@ PUBLIC: params.Depends = Depends(_everybody)
 Known = Annotated[Caller, Depends(Rule(None))]
 Submitter = Annotated[Caller, Depends(Rule(Scope.SUBMIT))]
 Reader = Annotated[Caller, Depends(Rule(Scope.READ))]
+Watcher = Annotated[Caller, Depends(Rule(Scope.READ, ticket=True))]
 Canceller = Annotated[Caller, Depends(Rule(Scope.CANCEL))]
 Admin = Annotated[Caller, Depends(Rule(Scope.ADMIN))]
 
@@ -89,11 +103,26 @@ def rule_of(dependency: object) -> Rule | None:
     raise LookupError
 
 
-def authenticate_by(settings: AuthSettings, keys: KeyBook) -> Authenticate:
+def authenticate_by(settings: AuthSettings, client: Redis) -> Authenticate:
     """Who is asking, as the settings say."""
-    if settings.auth == "open":
-        return _anybody
-    return _anybody_here if settings.auth is None else _Credentials(keys)
+    if settings.asks:
+        return _Credentials(KeyBook(client), _token_book(settings))
+    return _anybody if settings.auth == "open" else _anybody_here
+
+
+def _token_book(settings: AuthSettings) -> TokenBook | None:
+    if settings.jwt_jwks_url is None:
+        return None
+    rules = TokenRules(
+        issuer=settings.jwt_issuer or "",
+        audience=settings.jwt_audience or "",
+        algorithms=settings.algorithms,
+        leeway=settings.jwt_leeway_seconds,
+        tenant_claim=settings.jwt_tenant_claim,
+        scope_claim=settings.jwt_scope_claim,
+        scope_prefix=settings.jwt_scope_prefix,
+    )
+    return TokenBook(KeySet.at(settings.jwt_jwks_url), rules)
 
 
 async def _anybody(connection: HTTPConnection) -> Caller:
@@ -117,12 +146,17 @@ def _is_address(host: str) -> bool:
 class _Credentials:
     """`Authorization: Bearer …` or `X-API-Key: …`."""
 
-    def __init__(self, keys: KeyBook) -> None:
+    def __init__(self, keys: KeyBook, tokens: TokenBook | None) -> None:
         self._keys = keys
+        self._tokens = tokens
 
     async def __call__(self, connection: HTTPConnection) -> Caller | None:
         text = _credentials(connection)
-        return None if text is None else await self._keys.caller(text)
+        if text is None:
+            return None
+        if self._tokens is None or text.startswith(apikeys.PREFIX):
+            return await self._keys.caller(text)
+        return await self._tokens.caller(text)
 
 
 def _credentials(connection: HTTPConnection) -> str | None:

@@ -133,7 +133,8 @@ class Hub:
     def __init__(self, source: RedisSource, *, quiet: float = 5.0, look: float = 15.0, prefix: str = "") -> None:
         self._source = source
         self._client: Redis = source.client()
-        self._prefix = prefix
+        self.prefix = prefix
+        """What links of jobs begin with."""
         self._quiet = quiet
         self._look_every = look
         self._channels: dict[str, _Channel] = {}
@@ -274,7 +275,7 @@ class Hub:
         epoch = await self.epoch()
         snapshot = await read_snapshot(self._client, job_id, after=after, limit=PAGE_EVENTS)
         if snapshot is not None:
-            return Page(snapshot, after=after, epoch=epoch, prefix=self._prefix)
+            return Page(snapshot, after=after, epoch=epoch, prefix=self.prefix)
         if await was_purged(self._client, job_id):
             raise JobGone(f"Job {job_id} was purged")
         raise JobNotFound(f"There is no job {job_id[:64]!r}")
@@ -315,7 +316,7 @@ class Hub:
             self._hold(channel, frame)
             return
         if event.kind == "done" and (record := purged_record(event.data)) is not None:
-            frame.data = job_json(record, prefix=self._prefix)
+            frame.data = job_json(record, prefix=self.prefix)
         self._release(channel)
         self._tell(channel, frame)
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from jobstream.errors import InvalidParameter
 from jobstream.events import EventId, parse_event_id
 from jobstream_api import problems
-from jobstream_api.auth.gate import Reader
+from jobstream_api.auth.gate import Watcher
 from jobstream_api.live.follow import Follower
 from jobstream_api.live.frame import WireFormat
 from jobstream_api.live.ndjson import NDJSON
@@ -42,15 +42,19 @@ def add_routes(router: APIRouter, service: Service) -> None:
     async def events(
         request: Request,
         job_id: str,
-        caller: Reader,
+        caller: Watcher,
         last_event_id: Annotated[str | None, Header(description="Resume behind this event")] = None,
         after: Annotated[
             str | None, Query(alias="last_event_id", description="The same, for a first connection")
         ] = None,
     ) -> Response:
         await service.queue.check_visible(job_id, owner=caller.sees)
+
+        def refuse(error: Exception, request: Request) -> Response:
+            return problems.respond(error, request, service.prefix)
+
         follower = Follower(service.hub, job_id, after=event_id(last_event_id or after))
-        return EventStream(follower, wanted_format(request), service.streams, refuse=problems.respond)
+        return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
 
 
 def wanted_format(request: Request) -> WireFormat:

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from jobstream.job import Job, JobStatus
+from jobstream.job import Job, JobStatus, job_from_record
 from jobstream.queue import Outcome
 from jobstream.search import parse_query
 from jobstream.store import PAGE_MAX, JobFilter
-from jobstream_api.auth.gate import Canceller, Reader, Submitter
+from jobstream_api.auth.gate import Canceller, Reader, Submitter, Watcher
 from jobstream_api.service import Service
-from jobstream_api.wire import etag, job_response, matches
+from jobstream_api.waiting import until_moved
+from jobstream_api.wire import BY_PREFERENCE, job_response, matches, not_modified, preferences
 
 
 class JobPage(BaseModel):
@@ -57,12 +58,26 @@ def add_routes(router: APIRouter, service: Service) -> None:
         return Response(page.model_dump_json(), media_type="application/json", headers=headers)
 
     @router.get("/jobs/{job_id}/status", include_in_schema=False)
-    @router.get("/jobs/{job_id}", tags=["jobs"], summary="What the job is doing", response_model=Job)
-    async def monitor(job_id: str, request: Request, caller: Reader) -> Response:
-        job = await service.queue.get(job_id, owner=caller.sees)
-        if matches(request, job):
-            return Response(status_code=304, headers={"ETag": etag(job)})
-        return job_response(job)
+    @router.get(
+        "/jobs/{job_id}",
+        tags=["jobs"],
+        summary="What the job is doing",
+        response_model=Job,
+        responses={304: {"description": "The version is still the one in `If-None-Match`"}},
+    )
+    async def monitor(job_id: str, request: Request, caller: Watcher) -> Response:
+        job, headers = await service.queue.get(job_id, owner=caller.sees), dict(BY_PREFERENCE)
+        if matches(request, job.version):
+            wanted = preferences(request)
+            headers |= wanted.applied()
+            if wanted.wait and not job.done:
+                record = await until_moved(service, request, job_id, job.version, seconds=wanted.wait)
+                if record is None:
+                    raise await service.queue.missing(job_id, owner=caller.sees)
+                job = job_from_record(record, prefix=service.prefix)
+            if matches(request, job.version):
+                return not_modified(job.version, headers)
+        return job_response(job, headers=headers)
 
     @router.post(
         "/jobs/{job_id}/cancel",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
@@ -14,22 +16,35 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from jobstream.caller import Caller
+from jobstream.caller import Caller, Scope
 from jobstream.errors import InvalidParameter, JobGone, JobNotFound
 from jobstream.events import read_snapshot
-from jobstream.job import Job, JobStatus, job_from_record, new_job_id
+from jobstream.idempotency import reserved
+from jobstream.job import Job, JobStatus, Record, job_from_record, new_job_id
 from jobstream.queue import SubmitOptions
 from jobstream.redis import is_unavailable
 from jobstream.store import is_visible, read_record
 from jobstream.task import RESERVED_NAMES
-from jobstream_api.auth.gate import Canceller, Known, Reader, Submitter
+from jobstream_api.auth.gate import Canceller, Known, Submitter, Watcher
+from jobstream_api.auth.tickets import PARAMETER
 from jobstream_api.body import BodyReader
-from jobstream_api.problems import described, problem_response, respond
+from jobstream_api.problems import described, respond
 from jobstream_api.routes.jobs import purged
 from jobstream_api.service import Service
 from jobstream_api.validation import InputValidator
+from jobstream_api.waiting import until_done, until_moved
 from jobstream_api.web.page import job_page, problem_page
-from jobstream_api.wire import RETRY_AFTER, accepted, accepts_html, job_response, monitor_link
+from jobstream_api.wire import (
+    BY_PREFERENCE_AND_KIND,
+    RETRY_AFTER,
+    accepted,
+    accepts_html,
+    matches,
+    monitor_link,
+    not_modified,
+    preferences,
+    result_response,
+)
 
 
 class TaskConvertor(StringConvertor):
@@ -72,24 +87,70 @@ def add_routes(router: APIRouter, service: Service) -> None:
         task: str, request: Request, caller: Submitter, query: Annotated[SubmitQuery, Query()]
     ) -> Response:
         validator = await service.tasks.validator(task)
-        announced = validator.task
         options = query.options()
         options.check()
         key = _idempotency_key(request)
-        job_id = new_job_id()
-        reader = BodyReader(request, validator, service.settings, service.files, job_id)
+        key = f"{task}:{key}" if key else ""
+        job, replayed = await _store(service, request, validator, options, owner=caller.tenant, key=key)
+        headers = {"Idempotent-Replayed": "true"} if replayed else {}
+        status = 303 if accepts_html(request) else validator.task.accepted_status
+        wanted = preferences(request)
+        if wanted.wait and not accepts_html(request):
+            record = await _ended(service, request, job.id, seconds=wanted.wait)
+            if record is not None:
+                return result_response(
+                    record, service, headers={"Content-Location": job.links.result, **wanted.applied(), **headers}
+                )
+        return accepted(job, request, service, status=status, headers=wanted.applied(asynchronous=True) | headers)
+
+    @router.api_route("/{task:task}", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def only_post(task: str, caller: Known) -> Response:
+        await service.tasks.validator(task)  # what is no task is 404, whatever the method
+        raise HTTPException(405, headers={"Allow": "POST"})
+
+    @router.get("/{task:task}/{job_id}", include_in_schema=False)
+    async def result(task: str, job_id: str, request: Request, caller: Watcher) -> Response:
+        if accepts_html(request):
+            return await _result_page(service, task, job_id, request, caller)
+        return await _result(service, request, job_id, owner=caller.sees, task=task)
+
+    @router.get("/jobs/{job_id}/result", tags=["jobs"], summary="The result, once there is one", response_model=Any)
+    async def result_of_job(job_id: str, request: Request, caller: Watcher) -> Response:
+        return await _result(service, request, job_id, owner=caller.sees, task=None)
+
+    @router.delete("/{task:task}/{job_id}", include_in_schema=False)
+    async def purge(task: str, job_id: str, caller: Canceller) -> Response:
+        _check_task(await service.queue.get(job_id, owner=caller.sees), task)
+        return purged(await service.queue.purge(job_id, owner=caller.sees), service)
+
+
+async def _store(
+    service: Service,
+    request: Request,
+    validator: InputValidator,
+    options: SubmitOptions,
+    *,
+    owner: str | None,
+    key: str,
+) -> tuple[Job, bool]:
+    """Read the body and store the job: the job, and whether it is that of an earlier request under the same key."""
+    announced, job_id = validator.task, new_job_id()
+    reader = BodyReader(request, validator, service.settings, service.files, job_id)
+    async with contextlib.AsyncExitStack() as stack:
+        if key:  # before the body is read: while it arrives, the key is in use
+            await stack.enter_async_context(reserved(service.client, key, job_id, owner=owner))
         try:
             data = await reader.read()
             job, replayed = await service.queue.submit_once(
-                task,
+                announced.name,
                 data,
                 options=options,
                 default_queue=announced.queue,
                 default_ttl=announced.ttl,
                 max_attempts=announced.max_attempts,
                 job_id=job_id,
-                owner=caller.tenant,
-                key=f"{task}:{key}" if key else "",
+                owner=owner,
+                key=key,
                 fingerprint=_fingerprint(request, data, validator) if key else "",
             )
         except BaseException as error:
@@ -98,48 +159,50 @@ def add_routes(router: APIRouter, service: Service) -> None:
             else:  # cut off, or Redis did not answer: it may have been stored, and need its files
                 service.uploads_in_doubt.add(job_id)
             raise
-        if replayed:
-            service.files.remove(job_id)
-        response = accepted(job, request, status=303 if accepts_html(request) else announced.accepted_status)
-        if replayed:
-            response.headers["Idempotent-Replayed"] = "true"
-        return response
-
-    @router.api_route("/{task:task}", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def only_post(task: str, caller: Known) -> Response:
-        await service.tasks.validator(task)  # what is no task is 404, whatever the method
-        raise HTTPException(405, headers={"Allow": "POST"})
-
-    @router.get("/{task:task}/{job_id}", include_in_schema=False)
-    async def result(task: str, job_id: str, request: Request, caller: Reader) -> Response:
-        answer = _result_page if accepts_html(request) else _result
-        response = await answer(service, task, job_id, request, caller)
-        response.headers["Vary"] = "Accept"
-        return response
-
-    @router.delete("/{task:task}/{job_id}", include_in_schema=False)
-    async def purge(task: str, job_id: str, caller: Canceller) -> Response:
-        _check_task(await service.queue.get(job_id, owner=caller.sees), task)
-        return purged(await service.queue.purge(job_id, owner=caller.sees), service)
+    if replayed:
+        service.files.remove(job_id)
+    return job, replayed
 
 
-async def _result(service: Service, task: str, job_id: str, request: Request, caller: Caller) -> Response:
+async def _ended(service: Service, request: Request, job_id: str, *, seconds: float) -> Record | None:
+    """The record of a job that ends in time. The job is stored: nothing that goes wrong here is an error any more."""
     try:
-        record = await read_record(service.client, job_id)
-        if record is None or not is_visible(record.get(b"owner"), caller.sees):
-            raise await service.queue.missing(job_id, owner=caller.sees)
-        job = job_from_record(record, prefix=service.prefix)
-        _check_task(job, task)
-        link = {"Link": monitor_link(job)}
-        if not job.done:
-            return job_response(job, status=202, headers=link)
-        if job.status is JobStatus.CANCELLED:
-            raise JobGone(f"Job {job_id} was cancelled")
-        if job.error is not None:
-            return problem_response(job.error.model_dump(), instance=job.links.result, headers=link)
-        return Response(record[b"result"], media_type="application/json", headers=link)
+        record = await until_done(service, request, job_id, seconds=seconds)
     except Exception as error:
-        return respond(error, request)
+        if not is_unavailable(error):
+            raise
+        return None
+    return record if record is not None and JobStatus(record[b"status"].decode()).done else None
+
+
+async def _result(service: Service, request: Request, job_id: str, *, owner: str | None, task: str | None) -> Response:
+    try:
+        return await _result_data(service, request, job_id, owner=owner, task=task)
+    except Exception as error:
+        response = respond(error, request, service.prefix)
+        response.headers["Vary"] = BY_PREFERENCE_AND_KIND["Vary"]
+        return response
+
+
+async def _result_data(
+    service: Service, request: Request, job_id: str, *, owner: str | None, task: str | None
+) -> Response:
+    record = await _record(service, job_id, owner=owner, task=task)
+    wanted, version = preferences(request), int(record[b"version"])
+    if wanted.wait and not JobStatus(record[b"status"].decode()).done:
+        if "if-none-match" not in request.headers:
+            later = await until_done(service, request, job_id, seconds=wanted.wait)
+            record = later or await _record(service, job_id, owner=owner, task=task)
+        elif matches(request, version):
+            later = await until_moved(service, request, job_id, version, seconds=wanted.wait)
+            record = later or await _record(service, job_id, owner=owner, task=task)
+    headers = wanted.applied()
+    if task is None:
+        headers["Content-Location"] = job_from_record(record, prefix=service.prefix).links.result
+    response = result_response(record, service, headers=headers)
+    if response.status_code < 300 and matches(request, int(record[b"version"])):
+        return not_modified(int(record[b"version"]), {**BY_PREFERENCE_AND_KIND, **headers})
+    return response
 
 
 async def _result_page(service: Service, task: str, job_id: str, request: Request, caller: Caller) -> Response:
@@ -152,9 +215,18 @@ async def _result_page(service: Service, task: str, job_id: str, request: Reques
         _check_task(job, task)
     except Exception as error:
         members, headers = described(error, request)
-        return problem_page(members, headers=headers, prefix=service.prefix)
-    headers = {"Link": monitor_link(job)} | ({} if job.done else {"Retry-After": RETRY_AFTER})
-    return job_page(job, snapshot.events, status=_result_status(job), headers=headers, prefix=service.prefix)
+        return problem_page(members, headers=headers | BY_PREFERENCE_AND_KIND, prefix=service.prefix)
+    headers = {"Link": monitor_link(job), **BY_PREFERENCE_AND_KIND} | ({} if job.done else {"Retry-After": RETRY_AFTER})
+    ticket = request.query_params.get(PARAMETER)
+    return job_page(
+        job,
+        snapshot.events,
+        status=_result_status(job),
+        headers=headers,
+        prefix=service.prefix,
+        query=f"?{urlencode({PARAMETER: ticket})}" if ticket else "",
+        may_cancel=caller.may(Scope.CANCEL),
+    )
 
 
 def _result_status(job: Job) -> int:
@@ -163,6 +235,16 @@ def _result_status(job: Job) -> int:
     if job.status is JobStatus.CANCELLED:
         return JobGone.status
     return job.error.status if job.error is not None else 200
+
+
+async def _record(service: Service, job_id: str, *, owner: str | None, task: str | None) -> Record:
+    """Raises JobNotFound, also for another owner's or another task's job, and JobGone."""
+    record = await read_record(service.client, job_id)
+    if record is None or not is_visible(record.get(b"owner"), owner):
+        raise await service.queue.missing(job_id, owner=owner)
+    if task is not None:
+        _check_task(job_from_record(record), task)
+    return record
 
 
 def _idempotency_key(request: Request) -> str:

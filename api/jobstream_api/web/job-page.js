@@ -19,6 +19,8 @@ const output = section('output')
 const items = section('items')
 const result = section('result')
 
+for (const { body } of [log, output, items]) body.scrollTop = body.scrollHeight
+
 /** @type {JobEvent[]} */
 let waiting = []
 /** @type {ReturnType<typeof setTimeout> | undefined} */

@@ -48,13 +48,24 @@ GLYPHS = {
 
 
 def job_page(
-    job: Job, events: Sequence[JobEvent], *, status: int, headers: dict[str, str], prefix: str = ""
+    job: Job,
+    events: Sequence[JobEvent],
+    *,
+    status: int,
+    headers: dict[str, str],
+    prefix: str = "",
+    query: str = "",
+    may_cancel: bool = True,
 ) -> Response:
-    """The page of a job with its log and partial output, as an answer with this status."""
+    """The page of a job with its log and partial output, as an answer with this status.
+
+    `query`: what the page's scripts must send along, such as a ticket.
+    """
+    monitor = job.links.self + query
     body = element(
         "main",
         element("header", element("h1", job.task), element("p", job.id, class_="id")),
-        _progress(job),
+        _progress(job, monitor, may_cancel=may_cancel),
         _end(job),
         _list("items", "Processed", job.progress.items if job.progress else []),
         _output([event for event in events if event.kind == "chunk"]),
@@ -62,7 +73,7 @@ def job_page(
         _facts(job),
         element(
             "footer",
-            element("a", "This job as JSON", href=job.links.self),
+            element("a", "This job as JSON", href=monitor),
             element("a", "API reference", href=f"{prefix}/docs"),
         ),
     )
@@ -107,7 +118,7 @@ def _title(job: Job) -> str:
     return f"{GLYPHS[job.status]} {'' if percent is None else f'{percent:.0f} % '}{job.task}"
 
 
-def _progress(job: Job) -> Markup:
+def _progress(job: Job, monitor: str, *, may_cancel: bool) -> Markup:
     """The element, and inside it what is shown where it is not defined."""
     progress = job.progress
     percent = 100.0 if job.status is JobStatus.SUCCEEDED else progress.percent if progress else None
@@ -120,7 +131,7 @@ def _progress(job: Job) -> Markup:
     message = element("p", progress.message, class_="message") if progress and progress.message else None
     return element(
         "div",
-        element("job-progress", element("p", said, class_="status"), bar, message, src=job.links.self, cancel=True),
+        element("job-progress", element("p", said, class_="status"), bar, message, src=monitor, cancel=may_cancel),
         class_="card",
     )
 
