@@ -83,6 +83,7 @@ class OpenApi:
         book = self._service.tasks
         if self._made is None or self._made[0] != book.version:
             document = copy.deepcopy(self._base())
+            document["servers"] = [{"url": self._service.root_path or "/"}]
             document["components"]["schemas"]["Problem"] = _PROBLEM
             for task in book.tasks.values():
                 add_task(document, task)

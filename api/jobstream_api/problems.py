@@ -104,8 +104,10 @@ class ProblemRoute(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette's own 405 would name only the methods of this one route."""
         if self._is_head(scope):
-            with contextlib.suppress(ClientDisconnect):
-                await super().handle({**scope, "method": "GET"}, receive, _head_only(send))
+            # Without extensions: an event stream would write around the `send` that it is given.
+            asked = {**scope, "method": "GET", "extensions": {}}
+            with contextlib.suppress(ClientDisconnect, OSError):
+                await super().handle(asked, receive, _head_only(send))
             return
         if scope["method"] in (self.methods or ()):
             await super().handle(scope, receive, send)
