@@ -15,6 +15,8 @@ from jobstream_cli.service import DEFAULT_URL, Service
 
 STATUSES = "scheduled queued running retrying cancelling succeeded failed cancelled".split()
 
+SCOPES = "submit read cancel admin".split()
+
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON on standard output, and no progress.")
 
 
@@ -227,6 +229,67 @@ def retry(service: Service, ids: tuple[str, ...], as_json: bool) -> None:
     from jobstream_cli import commands
 
     _run(commands.change(service, _ids(ids), "retry", as_json=as_json))
+
+
+@cli.group()
+def keys() -> None:
+    """API keys: make, list, rotate and revoke them. Needs JOBSTREAM_REDIS_URL."""
+
+
+@keys.command(name="create")
+@click.option("--tenant", required=True, help="Whose jobs it submits and sees.")
+@click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True, required=True, help="May be repeated.")
+@click.option("--name", default="", help="What it is for, to know it by in the list.")
+@click.option("--expires", metavar="DURATION", help="Valid for so long: 90d, 12h. For ever, if not given.")
+@as_json
+def create_key(tenant: str, scopes: tuple[str, ...], name: str, expires: str | None, as_json: bool) -> None:
+    """Make a key and print it: the only time that it is shown.
+
+    \b
+    jobstream keys create --tenant acme --scope submit --scope read --expires 90d
+    """
+    from jobstream_cli import keys
+
+    lifetime = None if expires is None else keys.seconds(expires)
+    _run(
+        keys.on_redis(
+            lambda client: keys.create(
+                client, tenant=tenant, scopes=scopes, name=name, lifetime=lifetime, as_json=as_json
+            )
+        )
+    )
+
+
+@keys.command(name="list")
+@as_json
+def list_keys(as_json: bool) -> None:
+    """Print all keys, without their secrets. With --json one object a line."""
+    from jobstream_cli import keys
+
+    _run(keys.on_redis(lambda client: keys.show(client, as_json=as_json)))
+
+
+@keys.command(name="rotate")
+@click.argument("key_id", metavar="ID")
+@click.option(
+    "--overlap", metavar="DURATION", default="24h", show_default=True, help="How long the old secret stays valid."
+)
+@as_json
+def rotate_key(key_id: str, overlap: str, as_json: bool) -> None:
+    """Give a key a new secret and print it; for a while the old one is valid, too."""
+    from jobstream_cli import keys
+
+    seconds = keys.seconds(overlap)
+    _run(keys.on_redis(lambda client: keys.rotate(client, key_id, overlap=seconds, as_json=as_json)))
+
+
+@keys.command(name="revoke")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+def revoke_keys(ids: tuple[str, ...]) -> None:
+    """Forget keys: within five seconds nobody gets in with them any more."""
+    from jobstream_cli import keys
+
+    _run(keys.on_redis(lambda client: keys.revoke(client, ids)))
 
 
 @contextlib.contextmanager

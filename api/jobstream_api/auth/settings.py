@@ -70,9 +70,9 @@ class AuthSettings(BaseSettings):
         url = urlsplit(self.jwt_jwks_url)
         if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
             raise ValueError("JOBSTREAM_JWT_JWKS_URL must begin with https://: whoever changes the keys may do all")
-        if unknown := set(self.algorithms) - ALGORITHMS:
+        if (unknown := set(self.algorithms) - ALGORITHMS) or not self.algorithms:
             known = ", ".join(sorted(ALGORITHMS))
-            raise ValueError(f"JOBSTREAM_JWT_ALGORITHMS: {', '.join(sorted(unknown))} is none of {known}")
+            raise ValueError(f"JOBSTREAM_JWT_ALGORITHMS: {', '.join(sorted(unknown)) or 'nothing'} is none of {known}")
         return self
 
     @property
