@@ -7,7 +7,6 @@ import importlib.metadata
 from collections.abc import AsyncIterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
@@ -20,6 +19,7 @@ from jobstream_api import problems
 from jobstream_api.auth.gate import PUBLIC, Authenticate, Gate
 from jobstream_api.auth.redact import redact_access_log
 from jobstream_api.edges import EXPOSED, Edges, allow_own_scripts
+from jobstream_api.jobs import STATE
 from jobstream_api.openapi import FAILURE, OpenApi
 from jobstream_api.problems import problem_route
 from jobstream_api.routes import events, health, jobs, problem_pages, results, static, tasks, tickets
@@ -36,15 +36,24 @@ DESCRIPTION = """Hand work over, keep the ticket, watch it live.
 """
 
 
-def create_router(service: Service, *, authenticate: Authenticate | None = None) -> APIRouter:
-    """All resources of the wire contract; its lifespan runs the service.
+def create_router(service: Service | None = None, *, authenticate: Authenticate | None = None) -> APIRouter:
+    """All resources of the wire contract, for `app.include_router(create_router(), prefix="/background")`.
 
-    `authenticate`: says who is asking, for an app that knows its users; without it the service's settings do.
+    Its lifespan, which FastAPI runs with the app's, runs the service. `service`: one that was made by hand; without it
+    the environment says which (`ApiSettings`). `authenticate`: says who is asking, for an app that knows its users;
+    without it the settings do. Raises ConfigurationError when no Redis is configured.
     """
+    if service is None:
+        settings = ApiSettings()
+        service = Service(settings, UrlSource.from_settings(settings))
+    return _router(service, authenticate)
 
+
+def _router(service: Service, authenticate: Authenticate | None) -> APIRouter:
     @contextlib.asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.place(_public_path(app, service))
+        setattr(app.state, STATE, service)
         async with service.running():
             yield
 
