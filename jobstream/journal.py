@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from typing import NamedTuple
+from collections.abc import Awaitable
+from typing import NamedTuple, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -128,6 +129,13 @@ async def want(client: Redis, *, history: str, seen: Place | None = None, life: 
         ],
     )
     return Place(generation.decode(), int(seq))
+
+
+async def read_place(client: Redis) -> Place | None:
+    """The place that the journal has reached; None when nobody wants it."""
+    fields = cast("Awaitable[list[bytes | None]]", client.hmget(keys.JOURNAL, ["generation", "seq"]))
+    generation, seq = await fields
+    return None if generation is None or seq is None else Place(generation.decode(), int(seq))
 
 
 async def replay(client: Redis, place: Place, *, limit: int) -> JournalPage | None:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from jobstream import keys
 from jobstream.errors import InvalidParameter
-from jobstream.job import Record, pairs
+from jobstream.job import FINAL, JobStatus, Record, pairs
 from jobstream.scripts import Script
 
 PAGE_MAX = 1_000
@@ -56,6 +56,15 @@ async def read_record(client: Redis, job_id: str) -> Record | None:
     return record if b"status" in record else None
 
 
+async def read_records(client: Redis, job_ids: Sequence[str]) -> list[Record]:
+    """The records in one round trip. One without a status is none: the job is gone."""
+    async with client.pipeline(transaction=False) as pipe:
+        for job_id in job_ids:
+            pipe.hgetall(keys.record(job_id))
+        records: list[Record] = await pipe.execute()
+    return records
+
+
 async def was_purged(client: Redis, job_id: str, *, owner: str | None = None) -> bool:
     """True within a day after the job was purged, for those who saw it: its `owner`, or None for everybody."""
     stored: bytes | None = await client.get(keys.tombstone(job_id))
@@ -87,6 +96,32 @@ async def list_records(client: Redis, wanted: JobFilter, *, limit: int, cursor: 
         if behind != b"unknown":
             break
     return Page(found, None if behind == b"end" else _encode_cursor(created, job_id))
+
+
+async def unfinished_ids(client: Redis, wanted: JobFilter, *, most: int) -> tuple[list[str], bool]:
+    """Ids of up to `most` jobs that may match and may not be done, newest first, and whether these are all.
+
+    The indexes are read at one moment, so a job that changes its status meanwhile is in there. Whoever reads the
+    records decides whether they match.
+    """
+    indexes = [
+        keys.index(status=status) for status in JobStatus if status not in FINAL and wanted.status in (None, status)
+    ]
+    if not indexes:
+        return [], True
+    narrow = keys.index(task=wanted.task, tag=wanted.tag, owner=wanted.owner)
+    async with client.pipeline(transaction=False) as pipe:
+        for index in (narrow, *indexes):
+            pipe.zcard(index)
+        narrow_size, *sizes = await pipe.execute()
+    if wanted.owner is not None or (narrow != keys.INDEX and narrow_size < sum(sizes)):
+        indexes = [narrow]
+    async with client.pipeline(transaction=True) as pipe:
+        for index in indexes:
+            pipe.zrevrange(index, 0, most, withscores=True)
+        found: list[list[tuple[bytes, float]]] = await pipe.execute()
+    entries = sorted(((score, job_id) for entries in found for job_id, score in entries), reverse=True)
+    return [job_id.decode() for _, job_id in entries[:most]], len(entries) <= most
 
 
 async def sweep(client: Redis, *, queues: Sequence[str], limit: int = 500) -> list[str]:

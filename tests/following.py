@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from jobstream_api.live.follow import Follower
 from jobstream_api.live.frame import Frame
+from jobstream_api.live.stream import Followed
 
 OPENED = Frame("opened", None, 0, b"")
 """The follower has joined: from here on nothing is missed."""
 
 
-async def frames_of(follower: Follower) -> AsyncGenerator[Frame, None]:
+async def frames_of(follower: Followed) -> AsyncGenerator[Frame, None]:
     """`OPENED`, then what the follower takes, one at a time; no frame at all when it has seen `done` already.
 
     Raises what the follower's `join` raises, and at the end what has ended it.

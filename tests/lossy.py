@@ -11,12 +11,14 @@ from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
+from jobstream import keys
 from jobstream.events import JobEvent, parse_message
+from jobstream.journal import parse_entry
 from jobstream.redis import RedisKind, RedisSource
 
 
 class LossySource:
-    """A `RedisSource` like the one that it wraps, but for messages of `jobstream:events:…` on the way to a subscriber.
+    """A `RedisSource` like the one that it wraps, but for messages that tell of events on the way to a subscriber.
 
     `drops` says which of them are lost; while `open` is cleared none is delivered.
     """
@@ -43,9 +45,9 @@ class LossySource:
     def describe(self) -> str:
         return self._source.describe()
 
-    async def pass_on(self, data: bytes) -> bool:
+    async def pass_on(self, channel: bytes, data: bytes) -> bool:
         """True when the message is to be delivered, once it may be."""
-        event = parse_message(data)
+        event = parse_entry(data).event if channel.decode() == keys.JOURNAL_ENTRY else parse_message(data)
         if self.drops(event):
             self.dropped.append(event)
             return False
@@ -60,6 +62,6 @@ class _LossyPubSub(PubSub):
 
     async def handle_message(self, response: Any, ignore_subscribe_messages: bool = False) -> Any:
         message = await super().handle_message(response, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
-        if message is not None and message["type"] == "message" and not await self._lossy.pass_on(message["data"]):
-            return None
-        return message
+        if message is None or message["type"] != "message":
+            return message
+        return message if await self._lossy.pass_on(message["channel"], message["data"]) else None

@@ -25,10 +25,10 @@ class SpeakingJob:
         self._writer = writer
 
     @classmethod
-    async def start(cls, client: Redis, *, job_id: str | None = None) -> SpeakingJob:
+    async def start(cls, client: Redis, *, job_id: str | None = None, tags: Sequence[str] = ()) -> SpeakingJob:
         """On a queue of its own, so that no other job is claimed in its place."""
         queue = f"speaking-{next(_numbers)}"
-        job = await Queue(client).submit("speak", {}, options=SubmitOptions(queue=queue), job_id=job_id)
+        job = await Queue(client).submit("speak", {}, options=SubmitOptions(queue=queue, tags=tags), job_id=job_id)
         (claimed,), _ = await claim(client, queue=queue, worker_id="speaker", slots=1, lease=60)
         return cls(job.id, AttemptWriter(client, claimed))
 

@@ -23,6 +23,7 @@ from jobstream_api.auth.gate import Gate, authenticate_by
 from jobstream_api.auth.tickets import Tickets
 from jobstream_api.live.hub import Hub
 from jobstream_api.live.stream import Streams
+from jobstream_api.live.tape import Tape
 from jobstream_api.settings import ApiSettings
 from jobstream_api.validation import InputValidator
 
@@ -93,6 +94,7 @@ class Service:
         self.queue = Queue(self.client, words=settings.search_words)
         self.tasks = TaskBook(self.client)
         self.hub = Hub(source)
+        self.tape = Tape(self.client, self.hub)
         self.streams = Streams(most=settings.max_streams, heartbeat=settings.heartbeat_seconds)
         secret = settings.ticket_secret.get_secret_value() if settings.ticket_secret else None
         self.tickets = Tickets(self.client, secret, lifetime=settings.ticket_seconds)
@@ -130,6 +132,7 @@ class Service:
                 yield
             finally:
                 await cancel(*tasks)
+                await self.tape.aclose()
                 await self.client.aclose()
 
     async def _keep_up(self) -> None:

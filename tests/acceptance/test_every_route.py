@@ -88,6 +88,7 @@ def test_the_matrix_is_not_empty() -> None:
     assert {(case.method, case.path) for case in GUARDED} >= {
         ("GET", "/jobs"),
         ("GET", "/jobs/{job_id}/events"),
+        ("GET", "/events"),
         ("POST", "/{task:task}"),
         ("DELETE", "/{task:task}/{job_id}"),
     }
@@ -208,6 +209,25 @@ async def test_no_list_shows_a_job_of_another_tenant(service: Guarded) -> None:
         assert {job["id"] for job in everything} >= {mine.id, other.id}
         page = (await http.get("/jobs?owner=others")).json()
         assert [job["id"] for job in page["jobs"]] == [other.id]
+
+
+@in_one_loop
+async def test_no_stream_tells_of_a_job_of_another_tenant(service: Guarded) -> None:
+    for admitted, key in ((False, await service.key("listens")), (True, await service.key("ops", Scope.ADMIN))):
+        other, mine = await job_of(service, "others"), await job_of(service, "listens")
+        seen = set()
+        async with service.http(key) as http, http.stream("GET", "/events?task=quiet") as response:
+            async for frame in wire.frames(response):
+                if frame.event == "listed":
+                    await service.queue.purge(other.id)
+                    await service.queue.purge(mine.id)
+                elif frame.event not in ("comment", "retry"):
+                    seen.add((frame.event, frame.data["job"]))
+                if frame.event == "gone" and frame.data["job"] == mine.id:
+                    break
+        for event in ("snapshot", "done", "gone"):
+            assert (event, mine.id) in seen
+            assert ((event, other.id) in seen) is admitted
 
 
 @in_one_loop

@@ -308,7 +308,7 @@ async def test_frames_outlive_a_redis_that_is_away_for_a_while(
     job = await SpeakingJob.start(client)
     async with following(hub, job.id) as frames:
         failures += [RedisConnectionError(), RedisTimeoutError(), TimeoutError(), BusyLoadingError()]
-        for follower in hub._channels[job.id].followers:
+        for follower in hub._channels[keys.events(job.id)].followers:
             follower.make_stale()
         await job.log("one")
         seen = await take(frames, says("one"))
@@ -329,7 +329,9 @@ async def test_a_slow_watcher_catches_up_and_holds_up_nobody(client: ArqRedis, h
             await job.progress(number)
         await job.log("last")
         quicks = await take(quick, says("last"))
-        waiting = [len(one._waiting) for one in hub._channels[job.id].followers if isinstance(one, Follower)]
+        waiting = [
+            len(one._waiting) for one in hub._channels[keys.events(job.id)].followers if isinstance(one, Follower)
+        ]
         assert max(waiting) <= follow.WAITING_FRAMES
         await job.finish()
         quicks += await take(quick)

@@ -95,13 +95,25 @@ class Listener(Protocol):
     def read_failed(self, error: Exception) -> None: ...
 
 
+class Ear(Protocol):
+    """Who hears all of a channel that is no job's. Its methods must neither wait nor raise."""
+
+    def hear(self, message: bytes) -> None: ...
+    def make_stale(self) -> None:
+        """Something may not have been heard, or history has forked."""
+
+    def close(self) -> None: ...
+
+
 class _Channel:
     """A watched job: its followers, the last version heard, and how far its subscription is on this connection."""
 
-    __slots__ = ("asked", "followers", "held", "pumping", "queue", "subscribed", "told_at", "version", "waiting")
+    __slots__ = ("asked", "ear", "followers", "held", "pumping", "queue", "subscribed", "told_at", "version", "waiting")
 
     def __init__(self) -> None:
         self.followers: dict[Listener, None] = {}
+        self.ear: Ear | None = None
+        """Instead of followers, when the channel is no job's."""
         self.version = 0
         self.asked = False
         self.subscribed = asyncio.Event()
@@ -111,6 +123,18 @@ class _Channel:
         self.told_at = 0.0
         self.queue: deque[Frame] | None = None
         self.pumping = False
+
+    @property
+    def idle(self) -> bool:
+        """True when nobody hears it."""
+        return not self.followers and self.ear is None
+
+    def make_stale(self) -> None:
+        """What was published until now may not have been heard."""
+        for follower in tuple(self.followers):
+            follower.make_stale()
+        if self.ear is not None:
+            self.ear.make_stale()
 
 
 class _Read:
@@ -157,7 +181,7 @@ class Hub:
 
     @property
     def channels(self) -> int:
-        """How many jobs are subscribed to, or about to be."""
+        """How many channels are subscribed to, or about to be."""
         return len(self._channels)
 
     @property
@@ -174,6 +198,8 @@ class Hub:
         for channel in self._channels.values():
             channel.subscribed.set()  # whoever waits for it need not
             followers += channel.followers
+            if channel.ear is not None:
+                channel.ear.close()
         random.shuffle(followers)
         for follower in followers[:SLICE]:
             follower.close()
@@ -205,25 +231,32 @@ class Hub:
         """
         if self.draining:
             return
-        channel = self._channels.get(job_id)
-        if channel is None:
-            channel = self._channels[job_id] = _Channel()
+        name = keys.events(job_id)
+        channel = self._channel(name)
         channel.followers[follower] = None
-        if not channel.asked:
-            self._touch(job_id)
-        if not channel.subscribed.is_set():
-            async with asyncio.timeout(SUBSCRIBE_SECONDS):
-                await channel.subscribed.wait()
+        await self._acknowledged(name, channel)
 
     def leave(self, job_id: str, follower: Listener) -> None:
         """The follower hears nothing any more; the last one that leaves ends the subscription."""
-        channel = self._channels.get(job_id)
-        if channel is None or channel.followers.pop(follower, self) is self or channel.followers:
+        name = keys.events(job_id)
+        channel = self._channels.get(name)
+        if channel is not None and channel.followers.pop(follower, self) is not self:
+            self._release_idle(name, channel)
+
+    async def overhear(self, name: str, ear: Ear) -> None:
+        """From now on the ear hears all of a channel that is no job's, until `stop_overhearing`. As `subscribe`."""
+        if self.draining:
             return
-        if channel.asked:
-            self._touch(job_id)
-        else:
-            del self._channels[job_id]
+        channel = self._channel(name)
+        channel.ear = ear
+        await self._acknowledged(name, channel)
+
+    def stop_overhearing(self, name: str) -> None:
+        """The channel's ear hears nothing any more."""
+        channel = self._channels.get(name)
+        if channel is not None:
+            channel.ear = None
+            self._release_idle(name, channel)
 
     async def epoch(self) -> str:
         """The name of Redis's history. Raises redis-py's errors when it is not known yet and Redis is away."""
@@ -302,6 +335,8 @@ class Hub:
         for channel in self._channels.values():
             channel.version = 0
             channel.held, channel.queue = None, None
+            if channel.ear is not None:
+                channel.ear.make_stale()
             for follower in tuple(channel.followers):
                 follower.begin_anew()
 
@@ -360,8 +395,7 @@ class Hub:
         queue.append(frame)
         if len(queue) > QUEUED:
             queue.clear()
-            for follower in tuple(channel.followers):
-                follower.make_stale()
+            channel.make_stale()
         elif not channel.pumping:
             channel.pumping = True
             self._start(self._pump(channel), "hub-pump")
@@ -392,8 +426,29 @@ class Hub:
 
     # --- the connection ---------------------------------------------------------------------------------------------
 
-    def _touch(self, job_id: str) -> None:
-        self._touched.add(job_id)
+    def _channel(self, name: str) -> _Channel:
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = _Channel()
+        return channel
+
+    async def _acknowledged(self, name: str, channel: _Channel) -> None:
+        if not channel.asked:
+            self._touch(name)
+        if not channel.subscribed.is_set():
+            async with asyncio.timeout(SUBSCRIBE_SECONDS):
+                await channel.subscribed.wait()
+
+    def _release_idle(self, name: str, channel: _Channel) -> None:
+        if not channel.idle:
+            return
+        if channel.asked:
+            self._touch(name)
+        else:
+            del self._channels[name]
+
+    def _touch(self, name: str) -> None:
+        self._touched.add(name)
         self._turned.set()
 
     async def _listen_for_ever(self) -> None:
@@ -444,12 +499,12 @@ class Hub:
     def _unsubscribed(self) -> None:
         """The connection is gone, and its subscriptions with it."""
         self._listening = False
-        for job_id, channel in list(self._channels.items()):
+        for name, channel in list(self._channels.items()):
             channel.asked = False
             if not self.draining:
                 channel.subscribed.clear()
-            if not channel.followers:
-                del self._channels[job_id]
+            if channel.idle:
+                del self._channels[name]
 
     async def _steer(self, pubsub: PubSub) -> None:
         """Make Redis's subscriptions those of the table, wherever it was touched."""
@@ -458,20 +513,20 @@ class Hub:
             self._turned.clear()
             touched, self._touched = self._touched, set()
             new, old = [], []
-            for job_id in touched:
-                channel = self._channels.get(job_id)
+            for name in touched:
+                channel = self._channels.get(name)
                 if channel is None:
                     continue
-                if not channel.followers:
-                    del self._channels[job_id]
-                    old.append(job_id)
+                if channel.idle:
+                    del self._channels[name]
+                    old.append(name)
                 elif not channel.asked:
                     channel.asked = True
-                    new.append(job_id)
+                    new.append(name)
             if old:
-                await pubsub.unsubscribe(*map(keys.events, old))
+                await pubsub.unsubscribe(*old)
             if new:
-                await pubsub.subscribe(*map(keys.events, new))
+                await pubsub.subscribe(*new)
 
     async def _check(self, pubsub: PubSub) -> None:
         """Raises TimeoutError, which ends the connection, when Redis is silent and does not answer."""
@@ -490,14 +545,15 @@ class Hub:
             self._heard.set()
             if message is None or message["channel"] is None:  # an answer to a PING
                 continue
-            channel = self._channels.get(message["channel"].decode().removeprefix(keys.EVENTS))
+            channel = self._channels.get(message["channel"].decode())
             if channel is None:
                 continue
             if message["type"] == "subscribe":
                 channel.subscribed.set()
-                for follower in tuple(channel.followers):
-                    follower.make_stale()
-            elif message["type"] == "message":
+                channel.make_stale()
+            elif message["type"] == "message" and channel.ear is not None:
+                channel.ear.hear(message["data"])
+            elif message["type"] == "message" and channel.followers:
                 self._hear_event(channel, parse_message(message["data"]))
             since_pause += 1
             if since_pause == SLICE:  # what has come already is read without waiting: let others have their turn
@@ -516,11 +572,11 @@ class Hub:
 
     async def _look(self) -> None:
         """Compare what was heard with the records. A message that is still under way costs a read, no more."""
-        watched = list(self._channels)
+        watched = [name.removeprefix(keys.EVENTS) for name, channel in self._channels.items() if channel.followers]
         for start in range(0, len(watched), LOOK_BATCH):
             job_ids = watched[start : start + LOOK_BATCH]
             for job_id, version in zip(job_ids, await read_versions(self._client, job_ids), strict=True):
-                channel = self._channels.get(job_id)
+                channel = self._channels.get(keys.events(job_id))
                 if channel is None:
                     continue
                 for follower in tuple(channel.followers):

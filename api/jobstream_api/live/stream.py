@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from typing import Any, Protocol, cast
 
 from starlette.requests import Request
@@ -24,7 +24,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from jobstream.cancellation import cancel
 from jobstream.errors import JobstreamError
-from jobstream_api.live.follow import Follower
 from jobstream_api.live.frame import Frame, WireFormat
 
 logger = logging.getLogger("jobstream.stream")
@@ -77,6 +76,18 @@ class Streams:
                     await asyncio.sleep(0)
 
 
+class Followed(Protocol):
+    """A follower as a stream sees it; `live/follow.py` says what its members mean."""
+
+    ready: Callable[[], None]
+    over: bool
+    error: Exception | None
+
+    async def join(self, *, admitted: bool = True) -> bool: ...
+    def take(self) -> Sequence[Frame]: ...
+    def leave(self) -> None: ...
+
+
 class Pinged(Protocol):
     """A stream as the table of streams sees it."""
 
@@ -106,7 +117,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        follower: Follower,
+        follower: Followed,
         format: WireFormat,
         streams: Streams,
         *,

@@ -1,28 +1,40 @@
-"""`GET /jobs/{id}/events`: every change of a job, live and resumable, as Server-Sent Events or as JSON lines."""
+"""`/jobs/{id}/events`, `/events`: every change of a job, or of many, as Server-Sent Events or as JSON lines."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from jobstream.errors import InvalidParameter
 from jobstream.events import EventId, parse_event_id
+from jobstream.job import JobStatus
+from jobstream.store import JobFilter
 from jobstream_api import problems
 from jobstream_api.auth.gate import Watcher
 from jobstream_api.live.follow import Follower
 from jobstream_api.live.frame import WireFormat
+from jobstream_api.live.many import ManyFollower
 from jobstream_api.live.ndjson import NDJSON
 from jobstream_api.live.sse import SSE
 from jobstream_api.live.stream import EventStream
 from jobstream_api.service import Service
 
+_STREAM: dict[str, Any] = {
+    "content": {
+        "text/event-stream": {"schema": {"type": "string"}},
+        "application/x-ndjson": {"schema": {"type": "string"}},
+    }
+}
 _LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
-    """The event stream of one job."""
+    """The event stream of one job, and that of all that match a filter."""
+
+    def refuse(error: Exception, request: Request) -> Response:
+        return problems.respond(error, request, service.prefix)
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -30,12 +42,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         summary="Follow the job: snapshot, status, progress, log, chunk, done",
         response_class=Response,
         responses={
-            200: {
-                "content": {
-                    "text/event-stream": {"schema": {"type": "string"}},
-                    "application/x-ndjson": {"schema": {"type": "string"}},
-                }
-            },
+            200: _STREAM,
             204: {"description": "`done` was seen already: there is nothing to follow"},
         },
     )
@@ -49,11 +56,33 @@ def add_routes(router: APIRouter, service: Service) -> None:
         ] = None,
     ) -> Response:
         await service.queue.check_visible(job_id, owner=caller.sees)
-
-        def refuse(error: Exception, request: Request) -> Response:
-            return problems.respond(error, request, service.prefix)
-
         follower = Follower(service.hub, job_id, after=event_id(last_event_id or after))
+        return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
+
+    @router.get(
+        "/events",
+        tags=["jobs"],
+        summary="Follow many jobs on one connection",
+        description="A `snapshot` of every job that matches and is not done, then `listed`, then every event of all "
+        'that match: the data of each is `{"job":…,"task":…,"time":…,"data":…}`. It does not end by itself.',
+        response_class=Response,
+        responses={200: _STREAM},
+    )
+    async def many_events(
+        request: Request,
+        caller: Watcher,
+        status: Annotated[
+            JobStatus | None, Query(description="Only jobs in this state; the event that leaves it is included")
+        ] = None,
+        task: Annotated[str | None, Query(description="Only jobs of this task")] = None,
+        tag: Annotated[str | None, Query(description="Only jobs with this tag")] = None,
+        last_event_id: Annotated[str | None, Header(description="Resume behind this event")] = None,
+        after: Annotated[
+            str | None, Query(alias="last_event_id", description="The same, for a first connection")
+        ] = None,
+    ) -> Response:
+        wanted = JobFilter(status=status, task=task, tag=tag, owner=caller.sees)
+        follower = ManyFollower(service.tape, wanted, after=event_id(last_event_id or after))
         return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
 
 

@@ -59,6 +59,6 @@ def add_routes(router: APIRouter, service: Service) -> None:
             redis=RedisHealth(kind=kind, durability=DURABILITY[kind]),
             workers=len(await read_workers(service.client)),
             tasks=len(service.tasks.tasks),
-            watchers=service.hub.watchers,
+            watchers=service.hub.watchers + service.tape.readers,
         )
         return JSONResponse(readiness.model_dump())
