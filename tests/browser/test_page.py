@@ -8,6 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from jobstream.redis import UrlSource
+from tests.acceptance.guarded import guarded
 from tests.acceptance.service import Service
 from tests.acceptance.wire import Puppet, done, submit
 from tests.browser.chromium import Chromium
@@ -137,3 +139,19 @@ async def test_the_page_says_when_there_is_no_such_job(service: Service, browser
         assert tab.status == 404
         assert "There is no job" in await tab.evaluate("document.body.innerText")
         assert await tab.axe() == []
+
+
+async def test_a_ticket_opens_the_page_and_what_it_follows(real_source: UrlSource, browser: Chromium) -> None:
+    async with guarded(real_source) as service, browser.person() as person:
+        job = await service.queue.submit("quiet", {}, owner="acme")
+        path = f"{service.url}/quiet/{job.id}"
+        tab = await person.open(path)
+        assert tab.status == 401
+        async with service.http(await service.key("acme")) as http:
+            ticket = (await http.post(f"/jobs/{job.id}/ticket")).json()["ticket"]
+        await tab.goto(f"{path}?ticket={ticket}")
+        await tab.until_shows("queued")
+        assert "Cancel" not in await tab.text()  # a ticket is for watching
+        await service.queue.cancel(job.id)
+        await tab.until_shows("⊘ cancelled")
+        assert [line for line in await tab.console() if "Failed to load resource" not in line] == []
