@@ -196,8 +196,9 @@ class TestEveryGuardedRoute:
 
 @in_one_loop
 async def test_no_list_shows_a_job_of_another_tenant(service: Guarded) -> None:
-    mine, other = await job_of(service, "lists"), await job_of(service, "others")
-    for query in ("", "?status=queued", "?task=quiet", "?owner=lists", "?limit=1"):
+    mine = await service.queue.submit("quiet", {"text": "a word"}, owner="lists")
+    other = await service.queue.submit("quiet", {"text": "a word"}, owner="others")
+    for query in ("", "?status=queued", "?task=quiet", "?owner=lists", "?limit=1", "?q=word"):
         async with service.http(await service.key("lists")) as http:
             page = (await http.get(f"/jobs{query}")).json()
         assert [job["id"] for job in page["jobs"]] == [mine.id]
@@ -259,3 +260,18 @@ async def test_the_page_of_another_tenants_job_is_one_that_never_was(service: Gu
         assert (await http.get(f"/quiet/{job.id}")).status_code == 202
     async with service.http(None, Accept="text/html") as http:
         assert (await http.get(f"/quiet/{job.id}")).status_code == 401
+
+
+@in_one_loop
+async def test_the_stream_of_all_jobs_tells_of_no_other_tenants(service: Guarded) -> None:
+    mine, other = await job_of(service, "streams"), await job_of(service, "stranger")
+    async with service.http(await service.key("streams")) as http, http.stream("GET", "/events") as response:
+        async for frame in wire.frames(response):
+            if frame.event == "listed":
+                await service.queue.cancel(other.id)
+                await service.queue.cancel(mine.id)
+            if frame.id or frame.event in ("snapshot", "progress"):
+                assert frame.data["job"] in (None, mine.id)
+            if frame.event == "done":
+                return
+    raise AssertionError("the stream has ended")

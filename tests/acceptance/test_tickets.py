@@ -127,6 +127,13 @@ async def test_a_filters_ticket_names_the_filter(service: Guarded) -> None:
     claims = jwt.decode(made["ticket"], options={"verify_signature": False})
     assert claims["filter"] == [["tag", "a"], ["task", "quiet"]]
     assert claims["owner"] == "acme"
+    ticket = made["ticket"]
+    assert await status_of(service, made["url"]) == 200
+    assert await status_of(service, f"/events?ticket={ticket}&tag=a&task=quiet&last_event_id=") == 200
+    for query in ("", "&task=quiet", "&task=quiet&tag=b", "&task=quiet&tag=a&tag=b", "&task=quiet&tag=a&status=failed"):
+        assert await status_of(service, f"/events?ticket={ticket}{query}") == 401
+    job = await service.queue.submit("quiet", {}, owner="acme")
+    assert await status_of(service, f"/jobs/{job.id}?ticket={ticket}") == 401
 
 
 @pytest.mark.parametrize("secret", [None, "a secret of the deployment's own, long enough"])
