@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import resource
 import socket
 from types import FrameType
 
@@ -16,12 +18,15 @@ from jobstream_api.app import create_app
 from jobstream_api.auth.settings import check_exposure
 from jobstream_api.edges import WithRequestId
 from jobstream_api.live.edge import Edge
+from jobstream_api.live.websocket import MESSAGE_BYTES
 from jobstream_api.service import Service
 from jobstream_api.settings import ApiSettings
 
 GRACE_SECONDS = 5
 """Time that answers under way get at shutdown. Event streams end at once."""
 
+UNREAD_MS = 30_000
+"""How long a client may leave data unacknowledged, or its window shut, until the system cuts it (RFC 5482)."""
 
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(request_id)s  %(message)s"
 
@@ -54,8 +59,19 @@ def create_server(settings: ApiSettings, source: RedisSource) -> Server:
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,
+        ws="websockets-sansio",
+        ws_max_size=MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # it would double what a socket costs
+        ws_ping_interval=settings.heartbeat_seconds,
+        ws_ping_timeout=max(20.0, settings.heartbeat_seconds),
     )
+    # uvicorn tells of every WebSocket, with its query: a ticket is a secret.
+    logging.getLogger("uvicorn.error").addFilter(_is_no_handshake)
     return Server(config, app.state.service)
+
+
+def _is_no_handshake(record: logging.LogRecord) -> bool:
+    return '"WebSocket %s"' not in str(record.msg)
 
 
 def main(settings: ApiSettings | None = None) -> None:
@@ -64,8 +80,20 @@ def main(settings: ApiSettings | None = None) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
     for handler in logging.getLogger().handlers:
         handler.addFilter(WithRequestId())
+    _raise_file_limit()
     server = create_server(settings, UrlSource.from_settings(settings))
+    # What is loaded by now stays: the garbage collector need not look at it again and again, and may come less often.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
     server.run(sockets=[_listen(settings.host, settings.port)])
+
+
+def _raise_file_limit() -> None:
+    """As many open files as the system allows: each event stream is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -73,6 +101,8 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -19,7 +19,7 @@ WAITING_BYTES = 256 * 1024
 """Bytes that may wait for one watcher: one that falls further behind reads the log when it can take more."""
 
 JOIN_SECONDS = 2.0
-"""How long a watcher that joins waits for the job's record, besides its subscription."""
+"""How long a watcher of many jobs that joins waits for what it reads, besides its subscription."""
 
 AWAY_SECONDS = 1.0
 """How long a follower waits before it reads again when Redis was away."""
@@ -104,15 +104,14 @@ class Follower:
             self._joined = True
             await self._hub.subscribe(self.job_id, self)
         self._stale, self._early = False, None
-        async with asyncio.timeout(JOIN_SECONDS):
-            epoch = await self._hub.epoch()
-            after = self._after
-            resumes = after is not None and after.epoch == epoch
-            version = after.version if after is not None and resumes else 0
-            page = await self._hub.read(self.job_id, version)
-            if page.record_version < version:  # an id of a history that is lost, or made up
-                version, resumes = 0, False
-                page = await self._hub.read(self.job_id, 0)
+        epoch = await self._hub.epoch()
+        after = self._after
+        resumes = after is not None and after.epoch == epoch
+        version = after.version if after is not None and resumes else 0
+        page = await asyncio.shield(self._hub.read(self.job_id, version))
+        if page.record_version < version:  # an id of a history that is lost, or made up
+            version, resumes = 0, False
+            page = await asyncio.shield(self._hub.read(self.job_id, 0))
         self._reading = False
         if resumes and page.ended and page.record_version == version:
             return False

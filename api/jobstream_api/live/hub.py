@@ -41,6 +41,7 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobstream import keys
 from jobstream.cancellation import cancel
@@ -54,10 +55,15 @@ from jobstream_api.live.page import Page, job_json
 logger = logging.getLogger("jobstream.hub")
 
 SUBSCRIBE_SECONDS = 3.0
-"""How long a watcher waits for its subscription."""
+"""How long a watcher waits for its subscription; longer when the loop itself is late."""
+
+_TURNS = 6
 
 READERS = 16
 """Reads of logs at a time: a reconnect makes all followers stale at once, and the connections are few."""
+
+READ_AGAIN = 2
+"""How often a read that Redis seems not to answer is made again, while the subscription stands."""
 
 PAGE_EVENTS = 256
 """Log entries read at a time: a watcher that is slow holds no more of them than this."""
@@ -108,7 +114,19 @@ class Ear(Protocol):
 class _Channel:
     """A watched job: its followers, the last version heard, and how far its subscription is on this connection."""
 
-    __slots__ = ("asked", "ear", "followers", "held", "pumping", "queue", "subscribed", "told_at", "version", "waiting")
+    __slots__ = (
+        "acknowledged",
+        "asked",
+        "ear",
+        "followers",
+        "held",
+        "pumping",
+        "queue",
+        "subscribed",
+        "told_at",
+        "version",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.followers: dict[Listener, None] = {}
@@ -116,7 +134,9 @@ class _Channel:
         """Instead of followers, when the channel is no job's."""
         self.version = 0
         self.asked = False
-        self.subscribed = asyncio.Event()
+        self.subscribed = False
+        self.acknowledged: asyncio.Future[None] | None = None
+        """What those who join wait for; one deadline for all of them."""
         self.held: Frame | None = None
         """Progress that goes out a little later."""
         self.waiting: asyncio.TimerHandle | None = None
@@ -196,7 +216,7 @@ class Hub:
         self.draining = True
         followers: list[Listener] = []
         for channel in self._channels.values():
-            channel.subscribed.set()  # whoever waits for it need not
+            _settle(channel)  # whoever waits for it need not
             followers += channel.followers
             if channel.ear is not None:
                 channel.ear.close()
@@ -269,9 +289,12 @@ class Hub:
         """A record is behind what Redis itself had said: some of its history is lost, so the epoch must change."""
         self._start(self._fork(), "hub-fork")
 
-    async def read(self, job_id: str, after: int) -> Page:
-        """Record and log behind a version. Raises JobNotFound, JobGone, and redis-py's errors when Redis is away."""
-        return await asyncio.shield(self._want(job_id, after).page)
+    def read(self, job_id: str, after: int) -> asyncio.Future[Page]:
+        """Record and log behind a version; shield it, others may wait for it, too.
+
+        Fails with JobNotFound, JobGone, and redis-py's errors when Redis is away.
+        """
+        return self._want(job_id, after).page
 
     def read_for(self, follower: Listener) -> None:
         """The same behind the follower's version; the answer goes to `read_done` or `read_failed`."""
@@ -290,7 +313,7 @@ class Hub:
         async with self._readers:
             read = self._reads.pop((job_id, after))  # it begins: whoever comes now is too late for it
             try:
-                page = await self._page(job_id, after)
+                page = await self._patiently(job_id, after)
             except Exception as error:
                 read.page.set_exception(error)
                 read.page.exception()  # there may be nobody who waits for it: that is no mistake
@@ -303,6 +326,15 @@ class Hub:
         read.page.set_result(page)
         async for follower in _sliced(read.followers):
             follower.read_done(page)
+
+    async def _patiently(self, job_id: str, after: int) -> Page:
+        """A process that thousands come to at once is late for answers that have long arrived: it asks again."""
+        for _ in range(READ_AGAIN):
+            with contextlib.suppress(RedisTimeoutError, TimeoutError):
+                return await self._page(job_id, after)
+            if not self._listening:
+                break
+        return await self._page(job_id, after)
 
     async def _page(self, job_id: str, after: int) -> Page:
         epoch = await self.epoch()
@@ -435,9 +467,22 @@ class Hub:
     async def _acknowledged(self, name: str, channel: _Channel) -> None:
         if not channel.asked:
             self._touch(name)
-        if not channel.subscribed.is_set():
-            async with asyncio.timeout(SUBSCRIBE_SECONDS):
-                await channel.subscribed.wait()
+        if not channel.subscribed:
+            if channel.acknowledged is None:
+                channel.acknowledged = asyncio.get_running_loop().create_future()
+                self._start(self._give_up(channel, channel.acknowledged), "hub-patience")
+            await asyncio.shield(channel.acknowledged)
+
+    async def _give_up(self, channel: _Channel, waiting: asyncio.Future[None]) -> None:
+        # In turns: a loop that thousands keep busy is late itself. Each late turn counts once, and between two of them
+        # it takes what has arrived.
+        for _ in range(_TURNS):
+            await asyncio.sleep(SUBSCRIBE_SECONDS / _TURNS)
+            if waiting.done():
+                return
+        channel.acknowledged = None
+        waiting.set_exception(TimeoutError("Redis does not acknowledge the subscription"))
+        waiting.exception()  # there may be nobody left who waits for it
 
     def _release_idle(self, name: str, channel: _Channel) -> None:
         if not channel.idle:
@@ -501,8 +546,7 @@ class Hub:
         self._listening = False
         for name, channel in list(self._channels.items()):
             channel.asked = False
-            if not self.draining:
-                channel.subscribed.clear()
+            channel.subscribed = False
             if channel.idle:
                 del self._channels[name]
 
@@ -549,7 +593,8 @@ class Hub:
             if channel is None:
                 continue
             if message["type"] == "subscribe":
-                channel.subscribed.set()
+                channel.subscribed = True
+                _settle(channel)
                 channel.make_stale()
             elif message["type"] == "message" and channel.ear is not None:
                 channel.ear.hear(message["data"])
@@ -583,6 +628,13 @@ class Hub:
                     # None, or behind what was read: it is gone, or history went back.
                     if version is None or not follower.version <= version <= max(channel.version, follower.version):
                         follower.make_stale()
+
+
+def _settle(channel: _Channel) -> None:
+    """Those who wait for the subscription need not any more."""
+    waiting, channel.acknowledged = channel.acknowledged, None
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)
 
 
 async def _sliced(followers: Iterable[Listener]) -> AsyncIterator[Listener]:

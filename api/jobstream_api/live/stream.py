@@ -54,6 +54,11 @@ class Streams:
         """True when there may be no more."""
         return len(self._open) >= self._most
 
+    @property
+    def overfull(self) -> bool:
+        """True when there are more than there may be."""
+        return len(self._open) > self._most
+
     def add(self, stream: Pinged) -> None:
         """It is pinged until `discard`."""
         self._open[stream] = None

@@ -1,13 +1,14 @@
-"""`/jobs/{id}/events`, `/events`: every change of a job, or of many, as Server-Sent Events or as JSON lines."""
+"""`/jobs/{id}/events`, `/jobs/{id}/ws`, `/events`: every change of a job, or of many, in three formats."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request, WebSocket
 from starlette.responses import Response
 
-from jobstream.errors import InvalidParameter
+from jobstream.caller import Scope
+from jobstream.errors import Forbidden, InvalidParameter
 from jobstream.events import EventId, parse_event_id
 from jobstream.job import JobStatus
 from jobstream.store import JobFilter
@@ -19,6 +20,7 @@ from jobstream_api.live.many import ManyFollower
 from jobstream_api.live.ndjson import NDJSON
 from jobstream_api.live.sse import SSE
 from jobstream_api.live.stream import EventStream
+from jobstream_api.live.websocket import Socket, refuse_socket
 from jobstream_api.service import Service
 
 _STREAM: dict[str, Any] = {
@@ -84,6 +86,23 @@ def add_routes(router: APIRouter, service: Service) -> None:
         wanted = JobFilter(status=status, task=task, tag=tag, owner=caller.sees)
         follower = ManyFollower(service.tape, wanted, after=event_id(last_event_id or after))
         return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
+
+    @router.websocket("/jobs/{job_id}/ws")
+    async def socket(websocket: WebSocket, job_id: str, caller: Watcher) -> None:
+        async def cancel_job() -> None:
+            if not caller.may(Scope.CANCEL):
+                raise Forbidden(f"The caller lacks the scope {Scope.CANCEL.value!r}", scope=Scope.CANCEL.value)
+            await service.queue.cancel(job_id, owner=caller.sees)
+
+        await websocket.accept()
+        try:
+            after = event_id(websocket.query_params.get("last_event_id"))
+            await service.queue.check_visible(job_id, owner=caller.sees)
+        except Exception as error:
+            await refuse_socket(websocket, error)
+            return
+        follower = Follower(service.hub, job_id, after=after)
+        await Socket(websocket, follower, service.streams, cancel_job=cancel_job).serve()
 
 
 def wanted_format(request: Request) -> WireFormat:
