@@ -68,7 +68,7 @@ async def following(node: str, client: str, monitor: str) -> AsyncIterator[Follo
         await process.wait()
 
 
-@pytest.mark.parametrize("client", ["jobstream", "eventsource"])
+@pytest.mark.parametrize("client", ["jobstream", "eventsource", "ws"])
 async def test_a_client_goes_on_behind_a_killed_server(node: str, mortal: Service, puppet: Puppet, client: str) -> None:
     async with httpx2.AsyncClient(base_url=mortal.url, timeout=20) as http:
         job = await submit(http, "puppet", puppet.input)
@@ -86,6 +86,19 @@ async def test_a_client_goes_on_behind_a_killed_server(node: str, mortal: Servic
         assert (followed.kinds.count("snapshot"), followed.kinds.count("done")) == (1, 1)
         assert followed.versions == sorted(set(followed.versions))
         assert [event["data"] for event in followed.seen if event["event"] == "chunk"] == ["0", "1"]
+
+
+async def test_a_websocket_follows_cancels_and_says_why_it_closes(
+    node: str, service: Service, http: httpx2.AsyncClient
+) -> None:
+    job = await submit(http, "hang-loop")
+    async with following(node, "ws", service.url + job["links"]["self"]) as followed:
+        await followed.until("closed")  # it cancels the job at its first word
+        assert followed.seen[-2]["data"]["status"] == "cancelled"
+        assert followed.seen[-1]["data"] == 1000
+    async with following(node, "ws", f"{service.url}/jobs/01JD0000000000000000000000") as followed:
+        await followed.until("closed")
+        assert followed.seen == [{"event": "closed", "data": 4404}]
 
 
 async def test_plain_fetch_reads_a_stream_to_its_end(node: str, service: Service, http: httpx2.AsyncClient) -> None:

@@ -5,6 +5,7 @@
  */
 
 import { EventSource } from 'eventsource'
+import WebSocket from 'ws'
 import { Client } from '../../api/jobstream_api/web/jobstream.js'
 
 const [how, monitor] = process.argv.slice(2)
@@ -28,6 +29,27 @@ const clients = {
     source.addEventListener('error', () => {
       if (source.readyState === source.CLOSED) tell({ event: 'closed' })
     })
+  },
+
+  async ws() {
+    let lastId = ''
+    const connect = () => {
+      const url = new URL(`${monitor.replace(/^http/, 'ws')}/ws`)
+      if (lastId) url.searchParams.set('last_event_id', lastId)
+      const socket = new WebSocket(url)
+      socket.on('message', (message) => {
+        const event = JSON.parse(String(message))
+        lastId = event.id ?? lastId
+        tell(event)
+        if (event.event === 'log' && event.data.message === 'started') socket.send('{"action": "cancel"}')
+      })
+      socket.on('error', () => {}) // `close` comes, too
+      socket.on('close', (code) => {
+        if (code === 1000 || code >= 4000) tell({ event: 'closed', data: code })
+        else setTimeout(connect, 200)
+      })
+    }
+    connect()
   },
 
   async fetch() {
