@@ -98,7 +98,9 @@ class Service:
         self.streams = Streams(most=settings.max_streams, heartbeat=settings.heartbeat_seconds)
         secret = settings.ticket_secret.get_secret_value() if settings.ticket_secret else None
         self.tickets = Tickets(self.client, secret, lifetime=settings.ticket_seconds)
-        self.gate = Gate(authenticate_by(settings, self.client), self.tickets, open=not settings.asks)
+        self.gate = Gate(
+            authenticate_by(settings, self.client, origins=settings.cors_origins), self.tickets, open=not settings.asks
+        )
         self.files = FileStore(settings.files_dir)
         self.uploads_in_doubt: set[str] = set()
         """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""

@@ -3,6 +3,8 @@ that of another tenant, and the right one. A route without a rule fails here."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -11,6 +13,8 @@ import pytest
 import pytest_asyncio
 from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 from starlette.routing import BaseRoute, Mount
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from jobstream.caller import Scope
 from jobstream.fake import FakeSource
@@ -63,6 +67,12 @@ def cases() -> list[Case]:
     ]
 
 
+SOCKETS = [
+    Case("WebSocket", route.path, rule)
+    for route in routes()
+    if isinstance(route, APIWebSocketRoute)
+    for rule in rules_of(route)[:1]
+]
 GUARDED = [case for case in cases() if case.rule is not None]
 
 
@@ -275,3 +285,57 @@ async def test_the_stream_of_all_jobs_tells_of_no_other_tenants(service: Guarded
             if frame.event == "done":
                 return
     raise AssertionError("the stream has ended")
+
+
+async def closed_with(service: Guarded, path: str, key: str | None, *, ticket: str | None = None) -> int | None:
+    """The code with which a WebSocket is closed at once; None: it says something first, and stays open."""
+    url = service.url.replace("http://", "ws://") + path + (f"?ticket={ticket}" if ticket else "")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with asyncio.timeout(10), connect(url, additional_headers=headers) as socket:
+        try:
+            await socket.recv()
+        except ConnectionClosed:
+            return socket.close_code
+        return None
+
+
+@in_one_loop
+@pytest.mark.parametrize("case", SOCKETS, ids=name)
+async def test_every_websocket_lets_in_whom_its_rule_names(service: Guarded, case: Case) -> None:
+    assert case.rule is not None
+    assert case.rule.scope is Scope.READ
+    assert case.of_a_job
+    job, other = await job_of(service, "acme"), await job_of(service, "acme")
+    good = await service.key("acme", Scope.READ)
+    near = good[:-1] + ("A" if good[-1] != "A" else "B")
+    for key in (None, near, await service.key("acme", lifetime=0)):
+        assert await closed_with(service, case.url(job.id), key) == 4401
+    for key in (await service.key("acme", Scope.SUBMIT, Scope.CANCEL),):
+        assert await closed_with(service, case.url(job.id), key) == 4403
+    for key in (good, await service.key("ops", Scope.ADMIN)):
+        assert await closed_with(service, case.url(job.id), key) is None
+    stranger = await service.key("globex")
+    for job_id in (job.id, "01AAAAAAAAAAAAAAAAAAAAAAAA"):
+        assert await closed_with(service, case.url(job_id), stranger) == 4404
+    async with service.http(good) as http:
+        ticket = (await http.post(f"/jobs/{job.id}/ticket")).json()["ticket"]
+    assert await closed_with(service, case.url(job.id), None, ticket=ticket) is None
+    assert await closed_with(service, case.url(other.id), None, ticket=ticket) == 4401
+    assert await closed_with(service, case.url(job.id), None, ticket=ticket[:-3]) == 4401
+    assert (await service.queue.get(job.id)).version == 1
+
+
+@in_one_loop
+async def test_who_may_only_read_cancels_nothing_by_websocket(service: Guarded) -> None:
+    for scopes, cancels in (([Scope.READ], False), ([Scope.READ, Scope.CANCEL], True)):
+        job = await job_of(service, "acme")
+        url = f"{service.url.replace('http://', 'ws://')}/jobs/{job.id}/ws"
+        headers = {"Authorization": f"Bearer {await service.key('acme', *scopes)}"}
+        async with asyncio.timeout(10), connect(url, additional_headers=headers) as socket:
+            await socket.send('{"action":"cancel"}')
+            async for message in socket:
+                said = json.loads(message)
+                if said["event"] in ("problem", "done"):
+                    assert (said["event"] == "done") is cancels
+                    break
+        assert (await service.queue.get(job.id)).done is cancels

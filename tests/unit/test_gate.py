@@ -26,6 +26,7 @@ READ = frozenset({Scope.READ})
 def connection(
     server: tuple[str, int | None] | None = ("127.0.0.1", 80), kind: str = "http", **headers: str
 ) -> HTTPConnection:
+    headers = {"host": "localhost", **headers}
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return HTTPConnection({"type": kind, "server": server, "headers": raw, "query_string": b"", "path_params": {}})
 
@@ -62,6 +63,36 @@ class TestWhenNobodyHasDecided:
             AuthSettings(jwt_jwks_url="https://id.example.org/keys", jwt_issuer="i", jwt_audience="a"),
         ):
             check_exposure(settings, host)
+
+    @pytest.mark.parametrize(
+        ("headers", "method", "let_in"),
+        [
+            ({"host": "localhost:8000"}, "POST", True),
+            ({"host": "app.localhost:8000"}, "GET", True),
+            ({"host": "[::1]:8000", "origin": "http://localhost:5173"}, "POST", True),
+            ({"host": "rebound.example.org:8000"}, "GET", False),
+            ({"host": "127.0.0.1.example.org"}, "GET", False),
+            ({"host": "[::1"}, "GET", False),
+            ({}, "GET", False),
+            ({"host": "127.0.0.1:8000", "origin": "https://example.org"}, "GET", True),
+            ({"host": "127.0.0.1:8000", "origin": "https://example.org"}, "POST", False),
+            ({"host": "127.0.0.1:8000", "origin": "https://example.org"}, None, False),
+            ({"host": "127.0.0.1:8000", "origin": "null"}, "DELETE", False),
+            ({"host": "127.0.0.1:8000", "origin": "https://allowed.example.org"}, "POST", True),
+        ],
+    )
+    async def test_a_page_of_another_machine_gives_no_orders(
+        self, headers: dict[str, str], method: str | None, let_in: bool
+    ) -> None:
+        who = authenticate_by(AuthSettings(), FakeSource().client(), origins=["https://allowed.example.org"])
+        kind = "http" if method else "websocket"
+        asking = connection(("127.0.0.1", 8000), kind, **{"host": "", **headers})
+        asking.scope["method"] = method
+        if let_in:
+            assert await who(asking) is ANYBODY
+        else:
+            with pytest.raises(Unauthorized):
+                await who(asking)
 
     async def test_an_app_that_listens_elsewhere_all_the_same_lets_nobody_in(self) -> None:
         who = authenticate_by(AuthSettings(), FakeSource().client())

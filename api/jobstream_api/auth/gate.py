@@ -6,8 +6,9 @@ all routes and fails for one that has none.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, params
 from redis.asyncio import Redis
@@ -103,11 +104,11 @@ def rule_of(dependency: object) -> Rule | None:
     raise LookupError
 
 
-def authenticate_by(settings: AuthSettings, client: Redis) -> Authenticate:
-    """Who is asking, as the settings say."""
+def authenticate_by(settings: AuthSettings, client: Redis, *, origins: Container[str] = ()) -> Authenticate:
+    """Who is asking, as the settings say. `origins`: of pages on other machines that may use an open service."""
     if settings.asks:
         return _Credentials(KeyBook(client), _token_book(settings))
-    return _anybody if settings.auth == "open" else _anybody_here
+    return _anybody if settings.auth == "open" else _AnybodyHere(origins)
 
 
 def _token_book(settings: AuthSettings) -> TokenBook | None:
@@ -129,14 +130,44 @@ async def _anybody(connection: HTTPConnection) -> Caller:
     return ANYBODY
 
 
-async def _anybody_here(connection: HTTPConnection) -> Caller:
-    """Nobody has decided: development. An app that is served in another way than ours may listen anywhere."""
-    server: tuple[str, int | None] | None = connection.scope.get("server")
-    if server is not None and server[1] is not None and _is_address(server[0]) and not is_loopback(server[0]):
-        raise Unauthorized("The service has no authentication, and only answers on a loopback address")
-    if "x-forwarded-for" in connection.headers or "forwarded" in connection.headers:
-        raise Unauthorized("The service has no authentication, and does not answer through a proxy")
-    return ANYBODY
+class _AnybodyHere:
+    """Nobody has decided: development. Who sits at this machine may do everything, and nobody else anything.
+
+    An app that is served in another way than ours may listen anywhere, a proxy may stand in front, and every page that
+    is open in the browser here can send requests: by a form, or by a name that it lets point to this machine.
+    """
+
+    def __init__(self, origins: Container[str]) -> None:
+        self._origins = origins
+
+    async def __call__(self, connection: HTTPConnection) -> Caller:
+        server: tuple[str, int | None] | None = connection.scope.get("server")
+        headers = connection.headers
+        if server is not None and server[1] is not None and _is_address(server[0]):
+            if not is_loopback(server[0]):
+                raise Unauthorized("The service has no authentication, and only answers on a loopback address")
+            if not _is_here(f"//{headers.get('host', '')}"):
+                raise Unauthorized("The service has no authentication, and only answers to a loopback host name")
+        if "x-forwarded-for" in headers or "forwarded" in headers:
+            raise Unauthorized("The service has no authentication, and does not answer through a proxy")
+        origin = headers.get("origin")
+        changes = connection.scope.get("method") not in _SAFE  # a WebSocket has no method, and may cancel
+        known = origin is None or origin in self._origins or "*" in self._origins or _is_here(origin)
+        if changes and not known:
+            raise Unauthorized("The service has no authentication, and takes no orders from pages of other machines")
+        return ANYBODY
+
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def _is_here(url: str) -> bool:
+    """True for an origin of this machine."""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
+    return is_loopback(host) or host.endswith(".localhost")
 
 
 def _is_address(host: str) -> bool:
