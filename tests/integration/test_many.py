@@ -264,6 +264,26 @@ async def test_an_id_that_was_trimmed_away_begins_with_snapshots(client: ArqRedi
             assert [frame.event for frame in await take(again, listed)] == ["snapshot", "listed"]
 
 
+async def test_a_join_waits_for_one_page_only(client: ArqRedis, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = 0
+
+    async def replay(client: Redis, place: journal.Place, *, limit: int) -> journal.JournalPage | None:
+        nonlocal reads
+        reads += 1
+        return await journal.replay(client, place, limit=limit)
+
+    async with api.following() as frames:
+        (first,) = await take(frames, listed)
+        await noise(client)
+        rare = await Queue(client).submit("rare", {}, options=SubmitOptions(delay=9))
+        monkeypatch.setattr(many, "PAGE", 2)
+        monkeypatch.setattr(many, "replay", replay)
+        async with api.following(JobFilter(task="rare"), after=first.id) as again:
+            assert reads == 1
+            assert durable(await take(again, is_event("status"))) == [(rare.id, "status")]
+            assert reads > 5
+
+
 # --- filters --------------------------------------------------------------------------------------------------------
 
 

@@ -111,11 +111,7 @@ class ManyFollower:
         self._position = self._tape.end
         self._generation, self._seq = place
         async with asyncio.timeout(JOIN_SECONDS):
-            if self._after is not None and await self._is_known(self._after):
-                self._seq = self._marked = self._after.version
-                self._pages = self._journal()
-            else:
-                self._pages = self._snapshots()
+            self._pages = self._snapshots() if self._after is None else self._behind(self._after)
             async with self._tape.reads:
                 await self._read()
         return True
@@ -214,8 +210,7 @@ class ManyFollower:
                     break
                 known[record[b"id"].decode()] = int(record[b"version"])
                 frames.append(_snapshot(record, prefix=tape.prefix))
-            if frames:
-                yield frames
+            yield frames
             if more:
                 break
         reached = await read_place(client)
@@ -246,8 +241,7 @@ class ManyFollower:
             self._pass(page.seq)
             self._mark(wanted, frames)
             more = page.more
-            if frames:
-                yield frames
+            yield frames  # also when there are none: a join waits for one page only
         if self._missed:
             async for frames in self._progress():
                 yield frames
@@ -263,12 +257,21 @@ class ManyFollower:
                 if (entry := progress_entry(record, self._generation)) and entry.matches(self.wanted)
             ]
             told |= {entry.job_id: entry.event.version for entry in entries}
-            if entries:
-                yield await entry_frames(client, entries)
+            yield await entry_frames(client, entries)
         reached = await read_place(client)
         if reached is not None:
             self._told, self._known_until = told, max(self._known_until, reached.seq)
         self._missed = 0
+
+    async def _behind(self, after: EventId) -> AsyncGenerator[list[Frame], None]:
+        """The journal behind an event that the watcher names, or snapshots when there is no such event in it."""
+        self._unlisted = True
+        known = await self._is_known(after)
+        if known:
+            self._seq = self._marked = after.version
+            self._unlisted = False
+        async for frames in self._journal() if known else self._snapshots():
+            yield frames
 
     async def _is_known(self, after: EventId) -> bool:
         """True for an id of this journal, and not of a number that it has not reached."""

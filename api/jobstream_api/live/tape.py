@@ -50,8 +50,8 @@ TAPE_BYTES = 4 * 1024**2
 INBOX = 4096
 """Messages that may wait for their turn; beyond, the journal is read."""
 
-PAGE = 256
-"""Entries or records read in one round trip."""
+PAGE = 64
+"""Entries or records read in one round trip: results are in records, and nobody says how large they are."""
 
 READERS = 8
 """Followers that read Redis at a time: a new journal makes all of them begin anew at once."""
@@ -268,9 +268,10 @@ class Tape:
             if entry.seq == seq + 1:
                 seq += 1
                 fresh.append(entry)
-        if fresh:
-            self._append(await self._strips_of(fresh))
-            self.place = Place(generation, seq)
+        for start in range(0, len(fresh), PAGE):
+            page = fresh[start : start + PAGE]
+            self._append(await self._strips_of(page))
+            self.place = Place(generation, page[-1].seq)
             await self._tell()
 
     async def _read_journal(self) -> None:
