@@ -136,7 +136,7 @@ class RunningJob:
             if self.stop_reason is None:
                 raise
         finally:
-            self._task = None
+            self._task = self._give_up = None  # it refers to this object: a circle that only the garbage collector ends
             if self._again is not None:
                 self._again.cancel()
             if self.stop_reason is not None:
