@@ -7,6 +7,7 @@ all routes and fails for one that has none.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Container
+from functools import lru_cache
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -161,6 +162,7 @@ class _AnybodyHere:
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
+@lru_cache(maxsize=256)
 def _is_here(url: str) -> bool:
     """True for an origin of this machine."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -91,6 +92,7 @@ def check_exposure(settings: AuthSettings, host: str) -> None:
         )
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """True for `localhost` and the addresses that only this machine reaches."""
     try:
