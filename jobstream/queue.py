@@ -41,6 +41,9 @@ LIVE_SECONDS = 7 * 86_400.0
 PATIENCE_SECONDS = 2.0
 """A submit that Redis executes later than this after it was sent is refused: its caller was told that it failed."""
 
+_TTL_MIN_MS = 100
+"""A record outlives the script that ends its job, and so the answer that is made from it."""
+
 MAX_SECONDS = 366 * 86_400.0
 TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
 TAGS_MAX = 20
@@ -355,7 +358,7 @@ class _NewJob(NamedTuple):
             raise InvalidParameter("owner is 1 to 128 visible ASCII characters, without spaces")
         fields: dict[str, str | float | int] = {
             "max_attempts": wanted.max_attempts,
-            "ttl": round((options.ttl or wanted.default_ttl) * 1000),
+            "ttl": max(_TTL_MIN_MS, round((options.ttl or wanted.default_ttl) * 1000)),
         }
         if options.timeout is not None:
             fields["timeout"] = options.timeout

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema_rs
 from fastapi import FastAPI
 
 from jobstream.catalogue import Announcement
 from jobstream.files import FILE_MARK
 from jobstream.job import Job
+from jobstream.queue import MAX_SECONDS, TAGS_MAX
 from jobstream_api.auth.document import add_security
 from jobstream_api.body import takes_many
 from jobstream_api.problems import MEDIA_TYPE
@@ -49,10 +51,14 @@ _PROBLEM: dict[str, Any] = {
 _SUBMIT_ERRORS = {
     "400": "The body cannot be parsed",
     "404": "No such task",
+    "409": "The first request with this `Idempotency-Key` is still under way",
+    "410": "The job was cancelled while the request waited",
     "413": "The body, a field or a file is too large",
     "415": "The media type is not accepted",
     "422": "The input does not fit the schema",
+    "500": "The task failed while the request waited",
     "503": "Redis is away; nothing was accepted",
+    "504": "The task took too long while the request waited",
 }
 _RESULT_ERRORS = {
     "404": "No such job",
@@ -61,6 +67,41 @@ _RESULT_ERRORS = {
     "500": "The task failed",
     "503": "Redis is away",
     "504": "The task took too long",
+}
+
+
+_HEADERS = {
+    "Content-Location": "The URL of the result",
+    "ETag": "The version of the job",
+    "Idempotent-Replayed": "`true` when this is the first answer again",
+    "Link": "The monitor and the event stream",
+    "Location": "The result",
+    "Operation-Location": "The monitor, absolute",
+    "Preference-Applied": "Which preferences were honoured",
+    "Retry-After": "Seconds until it is worth asking again",
+}
+
+_PREFER: dict[str, Any] = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`wait=20` holds the answer for up to 20 s, 55 at most (RFC 7240)",
+    "schema": {"type": "string"},
+    "example": "wait=1",
+}
+_IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "A quoted string: the same key with the same request gives the first answer again, for 24 hours",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+}
+_IF_NONE_MATCH: dict[str, Any] = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "description": "The `ETag` that is known; with `Prefer: wait` the answer comes when it is another one",
+    "schema": {"type": "string"},
 }
 
 
@@ -103,21 +144,13 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
         media_type: {"schema": _add_schema(schemas, camel + kind, schema)} for media_type, kind, schema in _inputs(task)
     }
     output_ref = _add_schema(schemas, f"{camel}Result", task.output_schema)
-    accepted = {
-        "description": "Accepted: poll `Location` for the result, or follow the events",
-        "headers": {
-            name: {"schema": {"type": "string"}, "description": text}
-            for name, text in {
-                "Location": "The result",
-                "Operation-Location": "The monitor, absolute",
-                "Retry-After": "Seconds",
-                "Link": "The monitor and the event stream",
-            }.items()
-        },
-        "content": {"application/json": {"schema": {"$ref": _COMPONENTS + "Job"}}},
-        "links": {
-            "result": {"operationId": f"get_{task.name}", "parameters": {"job_id": "$response.body#/id"}},
-        },
+    job = {"application/json": {"schema": {"$ref": _COMPONENTS + "Job"}}}
+    result = {"application/json": {"schema": output_ref}}
+    links = {
+        "result": _link(f"get_{task.name}", "The result, once there is one"),
+        "monitor": _link("monitor", "What the job is doing"),
+        "cancel": _link("cancel", "Stop the job"),
+        "purge": _link(f"delete_{task.name}", "Stop the job and forget it"),
     }
     job_id = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
     document["paths"][f"/{task.name}"] = {
@@ -126,9 +159,26 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
             "operationId": f"submit_{task.name}",
             "summary": task.summary,
             "description": task.description,
-            "parameters": _submit_parameters(),
-            "requestBody": {"required": True, "content": bodies},
-            "responses": {str(task.accepted_status): accepted, **_problems(_SUBMIT_ERRORS)},
+            "parameters": [*_submit_parameters(), _PREFER, _IDEMPOTENCY_KEY],
+            "requestBody": {"required": not _needs_nothing(task), "content": bodies},
+            "responses": {
+                "200": {
+                    "description": "The result: the job ended within `Prefer: wait`",
+                    "headers": _headers(
+                        "Content-Location", "Preference-Applied", "Link", "ETag", "Idempotent-Replayed"
+                    ),
+                    "content": result,
+                },
+                str(task.accepted_status): {
+                    "description": "Accepted: poll `Location` for the result, or follow the events",
+                    "headers": _headers(
+                        "Location", "Operation-Location", "Retry-After", "Link", "ETag", "Idempotent-Replayed"
+                    ),
+                    "content": job,
+                    "links": links,
+                },
+                **_problems(_SUBMIT_ERRORS),
+            },
         }
     }
     document["paths"][f"/{task.name}/{{job_id}}"] = {
@@ -136,13 +186,15 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
             "tags": [task.name],
             "operationId": f"get_{task.name}",
             "summary": f"The result of a {task.name} job, once there is one",
-            "parameters": [job_id],
+            "parameters": [job_id, _PREFER, _IF_NONE_MATCH],
             "responses": {
-                "200": {"description": "The result", "content": {"application/json": {"schema": output_ref}}},
+                "200": {"description": "The result", "headers": _headers("ETag", "Link"), "content": result},
                 "202": {
                     "description": "Not done yet",
-                    "content": {"application/json": {"schema": {"$ref": _COMPONENTS + "Job"}}},
+                    "headers": _headers("ETag", "Link", "Retry-After"),
+                    "content": job,
                 },
+                "304": {"description": "The version is still the one in `If-None-Match`"},
                 **_problems(_RESULT_ERRORS),
             },
         },
@@ -155,12 +207,26 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
                 "204": {"description": "Forgotten"},
                 "202": {
                     "description": "It runs: it is stopped, then forgotten",
-                    "content": {"application/json": {"schema": {"$ref": _COMPONENTS + "Job"}}},
+                    "headers": _headers("ETag", "Retry-After"),
+                    "content": job,
                 },
                 **_problems({"404": "No such job", "410": "Purged before", "503": "Redis is away"}),
             },
         },
     }
+
+
+def _needs_nothing(task: Announcement) -> bool:
+    """True when a request without a body will do."""
+    return jsonschema_rs.validator_for(task.input_schema, offline=True).is_valid({})
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"schema": {"type": "string"}, "description": _HEADERS[name]} for name in names}
+
+
+def _link(operation: str, text: str) -> dict[str, Any]:
+    return {"operationId": operation, "description": text, "parameters": {"job_id": "$response.body#/id"}}
 
 
 def _inputs(task: Announcement) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -211,13 +277,20 @@ def _problems(errors: dict[str, str]) -> dict[str, Any]:
 
 
 def _submit_parameters() -> list[dict[str, Any]]:
-    seconds = {"type": "number", "exclusiveMinimum": 0}
+    seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SECONDS}
+    tag = {"type": "string", "pattern": "^[A-Za-z0-9_.:/@+-]{1,64}$"}
     described: dict[str, tuple[str, dict[str, Any]]] = {
-        "delay": ("Seconds to wait before it runs", {"type": "number", "minimum": 0}),
-        "run_at": ("Time to run it at (RFC 3339)", {"type": "string", "format": "date-time"}),
-        "queue": ("Queue, instead of the task's own", {"type": "string"}),
+        "delay": ("Seconds to wait before it runs", {"type": "number", "minimum": 0, "maximum": MAX_SECONDS}),
+        "run_at": (
+            "Time to run it at (RFC 3339), instead of `delay`; at most a year away",
+            {"type": "string", "format": "date-time"},
+        ),
+        "queue": (
+            "Queue, instead of the task's own",
+            {"type": "string", "pattern": "^[a-z0-9][a-z0-9_.-]{0,63}$", "not": {"const": "health-check"}},
+        ),
         "priority": ("Higher runs first", {"type": "integer", "minimum": 0, "maximum": 100, "default": 0}),
-        "tags": ("Tags to find it by", {"type": "array", "items": {"type": "string"}}),
+        "tags": ("Tags to find it by", {"type": "array", "items": tag, "maxItems": TAGS_MAX}),
         "timeout": ("Seconds an attempt may take", seconds),
         "ttl": ("Seconds the finished record is kept", seconds),
     }

@@ -77,7 +77,7 @@ async def test_uploads_count_by_name_and_content_and_are_not_kept_twice(
 
 
 async def test_a_key_that_is_none_is_refused(http: httpx2.AsyncClient) -> None:
-    for key in ('"' + "x" * 256 + '"', '"\t"', "é".encode()):
+    for key in ("", '""', '"' + "x" * 256 + '"', '"\t"', "é".encode()):
         answer = await post(http, "to be", key=key)
         assert answer.status_code == 422
         assert answer.json()["code"] == "invalid-parameter"

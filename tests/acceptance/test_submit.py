@@ -228,3 +228,9 @@ async def test_a_strange_host_header_does_not_lose_the_job(http: httpx2.AsyncCli
         request = b"POST /echo HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         response = await wire.raw(service.url, request)
         assert response.status_code in (202, 400), (host, response.status_code, response.text)
+
+
+async def test_a_record_that_is_kept_for_no_time_still_answers_the_cancel(http: httpx2.AsyncClient) -> None:
+    job = await submit(http, "echo", delay="60", ttl="1e-300")
+    response = await http.post(f"/jobs/{job['id']}/cancel")
+    assert (response.status_code, response.json()["status"]) == (202, "cancelled")

@@ -114,7 +114,13 @@ def add_routes(router: APIRouter, service: Service) -> None:
             return await _result_page(service, task, job_id, request, caller)
         return await _result(service, request, job_id, owner=caller.sees, task=task)
 
-    @router.get("/jobs/{job_id}/result", tags=["jobs"], summary="The result, once there is one", response_model=Any)
+    @router.get(
+        "/jobs/{job_id}/result",
+        tags=["jobs"],
+        summary="The result, once there is one",
+        response_model=Any,
+        responses={202: {"model": Job, "description": "Not done yet"}},
+    )
     async def result_of_job(job_id: str, request: Request, caller: Watcher) -> Response:
         return await _result(service, request, job_id, owner=caller.sees, task=None)
 
@@ -249,11 +255,12 @@ async def _record(service: Service, job_id: str, *, owner: str | None, task: str
 
 def _idempotency_key(request: Request) -> str:
     """The Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a quoted string; a bare token is accepted."""
-    text = request.headers.get("idempotency-key", "").strip()
+    text = request.headers.get("idempotency-key")
+    if text is None:
+        return ""
+    text = text.strip()
     if text.startswith('"') and text.endswith('"') and len(text) > 1:
         text = text[1:-1]
-    if not text:
-        return ""
     if not _KEY.match(text):
         raise InvalidParameter("Idempotency-Key is a quoted string of 1 to 255 visible characters")
     return text
