@@ -77,6 +77,7 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
         title="jobstream",
         version=VERSION,
         description=DESCRIPTION,
+        license_info={"name": "MIT", "identifier": "MIT"},
         docs_url=None,
         redoc_url=None,
         openapi_url=None,

@@ -105,8 +105,11 @@ _IF_NONE_MATCH: dict[str, Any] = {
 }
 
 
+_AS_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": _COMPONENTS + "Problem"}}}
+
 FAILURE: dict[int | str, dict[str, Any]] = {
-    "default": {"description": "A failure", "content": {MEDIA_TYPE: {"schema": {"$ref": _COMPONENTS + "Problem"}}}}
+    "4XX": {"description": "The request is at fault", "content": _AS_PROBLEM},
+    "5XX": {"description": "The service, its store or the task is at fault", "content": _AS_PROBLEM},
 }
 """What every operation may answer; the document that names it must be made by `OpenApi`."""
 
@@ -128,7 +131,9 @@ class OpenApi:
             document["components"]["schemas"]["Problem"] = _PROBLEM
             for task in book.tasks.values():
                 add_task(document, task)
-            if not self._service.gate.open:
+            if self._service.gate.open:
+                document["security"] = []
+            else:
                 add_security(document, self._app.routes, tasks=book.tasks)
             self._made = (book.version, document)
         return self._made[1]
@@ -273,7 +278,7 @@ def _moved(node: Any, prefix: str) -> Any:
 
 
 def _problems(errors: dict[str, str]) -> dict[str, Any]:
-    return {status: FAILURE["default"] | {"description": text} for status, text in errors.items()}
+    return {status: {"description": text, "content": _AS_PROBLEM} for status, text in errors.items()}
 
 
 def _submit_parameters() -> list[dict[str, Any]]:
