@@ -72,6 +72,9 @@ def say(text: str) -> None:
 
 
 def _on_some_redis(options: DevOptions, happened: SimpleQueue[Happening]) -> int:
+    from jobstream_api.auth.settings import AuthSettings, check_exposure
+
+    check_exposure(AuthSettings(), options.host)  # before anything is started: the API would end at once
     data = Path(os.environ.get("JOBSTREAM_DATA_DIR") or ".jobstream")
     env = _environment(options, data)
     url = RedisSettings().redis_url

@@ -64,7 +64,8 @@ def dev(host: str, port: int, workers: int, redis: Literal["auto", "own", "serve
     """Run everything here: API, worker and, if need be, a Redis of its own. Ctrl-C stops it all (exit code 0)."""
     from jobstream_cli.dev import DevOptions, run
 
-    raise SystemExit(run(DevOptions(host=host, port=port, workers=workers, redis=redis)))
+    with _configuration_errors():
+        raise SystemExit(run(DevOptions(host=host, port=port, workers=workers, redis=redis)))
 
 
 @cli.command()
@@ -334,7 +335,7 @@ def _run(command: Coroutine[object, object, Exit]) -> None:
 
 
 EXTRAS = {
-    "api": "fastapi starlette uvicorn jsonschema_rs python_multipart fastapi_offline".split(),
+    "api": "fastapi starlette uvicorn jsonschema_rs python_multipart fastapi_offline jwt cryptography".split(),
     "cli": ["httpx2"],
     "dev-redis": ["fakeredis", "lupa"],
 }

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from jobstream_cli.exits import Exit, worst
 from jobstream_cli.fields import parse_fields, parse_files
 from jobstream_cli.main import cli
+from tests.acceptance.service import free_port
 
 HEAVY = "fastapi httpx2 uvicorn arq starlette redis".split()
 
@@ -61,6 +62,17 @@ def test_a_process_without_redis_says_so_in_one_sentence(
     result = CliRunner().invoke(cli, [command])
     assert result.exit_code == Exit.USAGE
     assert result.stderr.startswith("error: JOBSTREAM_REDIS_URL is not set")
+
+
+@pytest.mark.parametrize("redis", ["own", "fake"])
+def test_dev_on_a_network_starts_nothing_until_somebody_decides(
+    redis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, ["dev", "--host", "0.0.0.0", "--port", str(free_port()), "--redis", redis])
+    assert result.exit_code == Exit.USAGE
+    assert "error: JOBSTREAM_AUTH is not set" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

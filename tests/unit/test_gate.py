@@ -72,8 +72,10 @@ class TestWhenNobodyHasDecided:
             ({"host": "[::1]:8000", "origin": "http://localhost:5173"}, "POST", True),
             ({"host": "rebound.example.org:8000"}, "GET", False),
             ({"host": "127.0.0.1.example.org"}, "GET", False),
-            ({"host": "[::1"}, "GET", False),
-            ({}, "GET", False),
+            ({"host": "10.1.2.3:8000"}, "GET", False),
+            ({"host": "rebound.example.org:x"}, "GET", False),
+            ({"host": "api:8000"}, "GET", True),
+            ({}, "GET", True),
             ({"host": "127.0.0.1:8000", "origin": "https://example.org"}, "GET", True),
             ({"host": "127.0.0.1:8000", "origin": "https://example.org"}, "POST", False),
             ({"host": "127.0.0.1:8000", "origin": "https://example.org"}, None, False),
@@ -132,6 +134,9 @@ class TestSettings:
             AuthSettings(**wrong)
 
     def test_secrets_are_not_shown(self) -> None:
+        with pytest.raises(ValueError, match="ticket_secret") as raised:
+            ApiSettings.model_validate({"ticket_secret": "hush"})
+        assert "hush" not in str(raised.value)
         assert "hush" not in repr(ApiSettings.model_validate({"ticket_secret": "hush" * 8}))
 
 

@@ -147,7 +147,7 @@ class _AnybodyHere:
         if server is not None and server[1] is not None and _is_address(server[0]):
             if not is_loopback(server[0]):
                 raise Unauthorized("The service has no authentication, and only answers on a loopback address")
-            if not _is_here(f"//{headers.get('host', '')}"):
+            if _is_elsewhere(headers.get("host", "")):
                 raise Unauthorized("The service has no authentication, and only answers to a loopback host name")
         if "x-forwarded-for" in headers or "forwarded" in headers:
             raise Unauthorized("The service has no authentication, and does not answer through a proxy")
@@ -170,6 +170,13 @@ def _is_here(url: str) -> bool:
     except ValueError:
         return False
     return is_loopback(host) or host.endswith(".localhost")
+
+
+@lru_cache(maxsize=256)
+def _is_elsewhere(host: str) -> bool:
+    """True for a domain name that is not this machine's own. One without a dot nobody else can let point here."""
+    name = host.rpartition(":")[0] or host
+    return "." in name and not _is_here(f"//{host}")
 
 
 def _is_address(host: str) -> bool:

@@ -19,7 +19,13 @@ ALGORITHMS = frozenset("RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 ES512 Ed
 class AuthSettings(BaseSettings):
     """Who may use the service."""
 
-    model_config = SettingsConfigDict(env_prefix="JOBSTREAM_", env_file=".env", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="JOBSTREAM_",
+        env_file=".env",
+        extra="ignore",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,  # a secret that is too short is one all the same
+    )
 
     auth: Literal["on", "open"] | None = Field(
         None,
