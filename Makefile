@@ -7,7 +7,7 @@
 .PHONY: help demo dev test check setup tools lock clean
 
 help: ## these lines
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup ## see it work, in one command (PORT=8000; KEEP=1 leaves it running)
 	@exec .venv/bin/jobstream demo
@@ -27,6 +27,10 @@ chaos: ## kill and freeze workers, API and Redis 200 times under load; the books
 .PHONY: bench
 bench: setup ## how fast it is, beside arq and the least that Redis must do (ARGS="--peers saq,taskiq,streaq")
 	@exec .venv/bin/python -m benchmarks $(ARGS)
+
+.PHONY: bench-live
+bench-live: setup ## thousands of clients of one API process, beside other ways to serve them (ARGS="--clients 1000")
+	@exec .venv/bin/python -m benchmarks.live $(ARGS)
 
 check: tools ## ruff, mypy and the import rules
 	.venv/bin/ruff check

@@ -119,10 +119,12 @@ async def read_epoch(client: Redis, *, other_than: str | None = None) -> str:
     """The name of this history of the data; made by whoever asks first. It changes when history may have forked.
 
     The key keeps the replication id with the name (Redis documentation, "Replication": replication ID explained). The
-    same id: nothing has happened. Another one whose `master_replid2` is set: a replica was promoted, or a server was
-    started from an RDB file; writes may be lost, so history gets a new name. Another one without: a server that was
-    started on its append-only file, which has all that was answered (or of which a watched job's record shows that it
-    has not: then the caller says `other_than` this name). A server that tells nothing of replication keeps its name.
+    same id: nothing has happened. Another one whose `master_replid2` is set: a replica was promoted. Another one of a
+    server without an append-only file: it was started from a dump. In both cases writes may be lost, so history gets a
+    new name. Else the server was started on its append-only file, which has all that was answered (or of which a job's
+    record shows that it has not: then the caller says `other_than` this name). A server that tells nothing of
+    replication keeps its name. (One that was a replica once may change it at a restart without need: its file has the
+    id of then. That costs its watchers a snapshot.)
 
     Raises redis-py's errors, ReadOnlyError for a replica: what it says is of yesterday.
     """
@@ -134,10 +136,15 @@ async def read_epoch(client: Redis, *, other_than: str | None = None) -> str:
     current, before = str(info.get("master_replid", "")), str(info.get("master_replid2", "")).strip("0")
     if name and name != other_than and (known == current or not current):
         return name
-    if not name or name == other_than or (known and before):
+    if not name or name == other_than or (known and (before or not await _keeps_all(client))):
         name = secrets.token_hex(4)
     epoch: bytes = await _epoch(client, args=[stored or b"", f"{name} {current}"])
     return epoch.decode().partition(" ")[0]
+
+
+async def _keeps_all(client: Redis) -> bool:
+    persistence: dict[str, object] = await client.info("persistence")
+    return bool(persistence.get("aof_enabled", True))
 
 
 def purged_record(data: bytes) -> Record | None:

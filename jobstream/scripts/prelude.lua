@@ -1,6 +1,6 @@
 -- Prefixed to every script; names of keys.py stand for their strings. Time is Redis's own: never a client's clock.
 
-local LOG_ENTRIES = 5000 -- durable events kept per job
+local LOG_ENTRIES, LOG_BYTES = 5000, 4194304 -- durable events kept per job
 local JOURNAL_ENTRIES, JOURNAL_BYTES = 100000, 33554432 -- durable events kept of all jobs, while somebody wants them
 local JOURNAL_LOG_LIFE = 660000 -- ms: longer than the journal's own life, which is renewed together with this
 
@@ -51,14 +51,27 @@ local function note(id, was, event, kept)
   redis.call('PUBLISH', JOURNAL_ENTRY, entry)
 end
 
+-- Put an event behind the job's log, and take the oldest out while it has too many, or they are too large together. The
+-- newest always stays.
+local function keep(id, event)
+  local log, record = LOG .. id, RECORD .. id
+  local length = redis.call('RPUSH', log, event)
+  if length == 1 then -- the first, or the log has been evicted
+    redis.call('HSET', record, 'log_bytes', #event)
+    return
+  end
+  local bytes = redis.call('HINCRBY', record, 'log_bytes', #event)
+  while length > 1 and (length > LOG_ENTRIES or bytes > LOG_BYTES) do
+    length, bytes = length - 1, redis.call('HINCRBY', record, 'log_bytes', -#redis.call('LPOP', log))
+  end
+end
+
 -- An event of the job: durable ones go to the log, all of them ring the bell. `version` is the job's, already counted up;
 -- `was` its status before, when the event may have changed that.
 local function tell(id, version, kind, data, now, was)
   local event = version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data
   local durable = kind ~= 'progress'
-  if durable and redis.call('RPUSH', LOG .. id, event) > LOG_ENTRIES then
-    redis.call('LPOP', LOG .. id)
-  end
+  if durable then keep(id, event) end
   redis.call('PUBLISH', EVENTS .. id, event)
   if journal_is_wanted() then note(id, was, event, durable) end
 end

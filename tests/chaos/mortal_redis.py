@@ -27,13 +27,13 @@ class MortalRedis:
         self._program, self._directory = program, directory
         self._process: GuardedProcess | None = None
 
-    def start(self) -> None:
+    def start(self, *, appendonly: str = "yes") -> None:
         """Start it and wait until it answers."""
         options = {
             "port": self.port,
             "bind": "127.0.0.1",
             "dir": self._directory,
-            "appendonly": "yes",
+            "appendonly": appendonly,
             "appendfsync": "no",
             "save": "",
             "repl-diskless-sync-delay": 0,

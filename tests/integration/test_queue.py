@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import pytest
 from arq.connections import ArqRedis
@@ -12,12 +13,14 @@ from arq.jobs import JobStatus as ArqStatus
 
 from jobstream import events, keys, store
 from jobstream.errors import InvalidParameter, JobGone, JobNotFound, RedisUnavailable
+from jobstream.events import parse_message
 from jobstream.job import JobStatus
 from jobstream.queue import Queue, SubmitOptions
 from jobstream.serialize import deserialize
 from jobstream.store import JobFilter
 from jobstream_workers.claim import ClaimedJob, claim
 from jobstream_workers.writer import AttemptWriter, Outcome
+from tests.speaking_job import SpeakingJob
 
 LIVES_AS_LONG_AS_THE_DATA = {b"jobstream:epoch", b"arq:queue"}
 
@@ -304,3 +307,16 @@ async def test_a_submit_that_redis_executes_too_late_is_not_stored(queue: Queue,
             await queue.submit("words", {}, job_id="late")
     assert await client.exists(keys.record("late"), keys.arq_job("late")) == 0
     assert await client.zcard(keys.queue("default")) == 2
+
+
+@pytest.mark.parametrize(("lines", "size", "kept"), [(5_100, 10, 5_000), (60, 100_000, 41), (3, 5_000_000, 1)])
+async def test_a_log_is_capped_by_its_entries_and_by_their_bytes(
+    client: ArqRedis, lines: int, size: int, kept: int
+) -> None:
+    job = await SpeakingJob.start(client)
+    for start in range(0, lines, 100):
+        await job.chunk(*("x" * size for _ in range(start, min(lines, start + 100))))
+    entries = cast("list[bytes]", await client.lrange(keys.log(job.id), 0, -1))  # type: ignore[misc]
+    assert len(entries) == kept
+    assert parse_message(entries[-1]).version == lines + 2
+    assert int(await client.hget(keys.record(job.id), "log_bytes") or 0) == sum(map(len, entries))  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""How much it costs to tell thousands of clients at once."""
