@@ -32,6 +32,11 @@ bench: setup ## how fast it is, beside arq and the least that Redis must do (ARG
 bench-live: setup ## thousands of clients of one API process, beside other ways to serve them (ARGS="--clients 1000")
 	@exec .venv/bin/python -m benchmarks.live $(ARGS)
 
+.PHONY: fuzz
+fuzz: tools ## send bytes of any kind to what reads them, led by coverage, for SECONDS (60)
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
+	@exec .venv/bin/python -m tests.fuzz -max_total_time=$(or $(SECONDS),60) -max_len=2000 -verbosity=0
+
 check: tools ## ruff, mypy and the import rules
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -51,6 +56,8 @@ lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
 lock: setup ## pin what pyproject.toml asks for (UPGRADE=1 moves to the newest versions)
 	@.venv/bin/uv --version >/dev/null 2>&1 || .venv/bin/pip install --quiet 'uv>=0.13'
 	@$(LOCK) --group dev --output-file requirements/dev.txt >/dev/null
+	@.venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --system-certs \
+		--group fuzz --output-file requirements/fuzz.txt >/dev/null
 	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/runtime.txt >/dev/null
 
 clean: ## remove .venv, caches and builds (the data in .jobstream stays)
