@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,11 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from jobstream.problem import placed
+
+DEFAULT_QUEUE = "default"
+DEFAULT_TTL = 86_400.0
+"""Seconds a finished job's record is kept, unless the task or the request says otherwise."""
+QUEUE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 
 
 class JobStatus(StrEnum):
@@ -44,6 +50,18 @@ def new_job_id(*, now_ms: int | None = None, entropy: int | None = None) -> str:
     """A ULID (github.com/ulid/spec): 48 bits of milliseconds and 80 random ones, 26 characters that sort by time."""
     milliseconds = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     value = milliseconds << 80 | (secrets.randbits(80) if entropy is None else entropy)
+    return _ulid(value)
+
+
+def job_ids(first: str, count: int) -> list[str]:
+    """The first id and those that follow it, as the monotonic ULIDs of one millisecond do: they sort in this order."""
+    value = 0
+    for character in first:
+        value = value << 5 | _CROCKFORD.index(character)
+    return [_ulid(value + number) for number in range(count)]
+
+
+def _ulid(value: int) -> str:
     return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -10, -10)])
 
 
@@ -145,11 +163,16 @@ def job_from_record(record: Record, *, prefix: str = "") -> Job:
         tags=record.get(b"tags", b"").decode().split(),
         owner=_text(record.get(b"owner")),
         parent=_text(record.get(b"parent")),
-        links=JobLinks(
-            self=f"{prefix}/jobs/{job_id}",
-            result=f"{prefix}/{task}/{job_id}",
-            events=f"{prefix}/jobs/{job_id}/events",
-        ),
+        links=job_links(job_id, task, prefix=prefix),
+    )
+
+
+def job_links(job_id: str, task: str, *, prefix: str = "") -> JobLinks:
+    """The paths of a job's three faces."""
+    return JobLinks(
+        self=f"{prefix}/jobs/{job_id}",
+        result=f"{prefix}/{task}/{job_id}",
+        events=f"{prefix}/jobs/{job_id}/events",
     )
 
 

@@ -29,7 +29,7 @@ TOMBSTONE: Final = "jobstream:gone:"
 """string, says that a job was purged, by `=` and its owner (`1`: it had none); 24 h."""
 IDEMPOTENCY: Final = "jobstream:idempotency:"
 """hash per Idempotency-Key of an owner's and a task's: `by`, the request that holds it, PX a lease; then `print`
-and the record as first answered, 24 h."""
+and the record as first answered, 24 h. Of a batch (its task: `jobs/batch`) `first`: its ids count up from there."""
 EVENTS: Final = "jobstream:events:"
 """channel, one message per event of a job: `<version> <kind> <ms> <data>`."""
 

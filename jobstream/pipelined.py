@@ -65,10 +65,11 @@ class Link(asyncio.Protocol):
         """True when it can be used no more."""
         return self._lost is not None
 
-    async def call(self, *command: Any, hurry: bool = False) -> Any:
+    async def call(self, *command: Any, hurry: bool = False, patience: float = 0.0) -> Any:
         """Send a command and await its reply; an error reply is raised.
 
         `hurry`: send it, and all that waits, now and not at the end of the loop's turn: Redis works while we do.
+        `patience`: seconds to wait, if more than the timeout. What was sent after it waits behind it.
 
         Raises redis-py's ConnectionError or TimeoutError when the connection ends first: then it is not known whether
         the command was executed.
@@ -84,7 +85,7 @@ class Link(asyncio.Protocol):
         self._unsent.append(packed)
         if hurry or len(self._unsent) >= _ENOUGH:
             self._flush()
-        self._waiting.append((answer, self._loop.time() + self._timeout))
+        self._waiting.append((answer, self._loop.time() + max(self._timeout, patience)))
         if self._clock is None:
             self._clock = self._loop.call_later(self._timeout, self._check_deadline)
         reply = await answer
@@ -181,16 +182,16 @@ class PipelinedRedis(ArqRedis):
         callback = self.response_callbacks.get(args[0])
         if " " in args[0]:  # redis-py's names of two words: `SCRIPT LOAD`
             args = (*args[0].split(), *args[1:])
-        hurry = options.pop("hurry", False)
+        hurry, patience = options.pop("hurry", False), options.pop("patience", 0.0)
         link = self._link
         if link is None or link.lost:
             link = await self._connected()
         try:
-            reply = await link.call(*args, hurry=hurry)
+            reply = await link.call(*args, hurry=hurry, patience=patience)
         except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
             if isinstance(error, exceptions.BusyLoadingError | exceptions.TimeoutError) or not link.lost:
                 raise
-            reply = await (await self._connected()).call(*args)
+            reply = await (await self._connected()).call(*args, patience=patience)
         return callback(reply, **options) if callback is not None else reply
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:

@@ -17,6 +17,7 @@ from jobstream import keys, store
 from jobstream.caller import TENANT
 from jobstream.errors import (
     CancelledByClient,
+    FieldError,
     IdempotencyInFlight,
     IdempotencyMismatch,
     InvalidParameter,
@@ -27,13 +28,23 @@ from jobstream.errors import (
     RedisUnavailable,
 )
 from jobstream.idempotency import scoped
-from jobstream.job import Job, JobStatus, Record, job_from_record, new_job_id, pairs
+from jobstream.job import (
+    DEFAULT_QUEUE,
+    DEFAULT_TTL,
+    QUEUE_NAME,
+    Job,
+    JobStatus,
+    Record,
+    job_from_record,
+    job_ids,
+    new_job_id,
+    pairs,
+)
 from jobstream.problem import job_problem
 from jobstream.scripts import Argument, Script
 from jobstream.search import WORDS_MAX, words_of
 from jobstream.serialize import serialize
 from jobstream.store import JobFilter
-from jobstream.task import DEFAULT_QUEUE, DEFAULT_TTL, QUEUE_NAME
 
 LIVE_SECONDS = 7 * 86_400.0
 """How long a job may wait for a worker, from the time when it is due, before its record expires."""
@@ -53,6 +64,8 @@ BATCH_JOBS = 10_000
 """Jobs that one batch may have: one script stores them, and Redis serves nobody else meanwhile."""
 BATCH_BYTES = 32 << 20
 """What their inputs may have together."""
+BATCH_SECONDS = 10.0
+"""What a batch is given: on a quiet machine the largest one takes Redis half a second."""
 _SLICE = 250
 """Jobs after which others get a turn of the event loop."""
 
@@ -80,27 +93,31 @@ class SubmitOptions:
     tags: Sequence[str] = ()
 
     def check(self) -> None:
-        """Raises InvalidParameter for a value that makes no sense."""
+        """Raises InvalidParameter for a value that makes no sense; its one error names the option."""
         if self.queue is not None and (not QUEUE_NAME.match(self.queue) or self.queue == "health-check"):
-            raise InvalidParameter(f"{self.queue!r} cannot be a queue's name")
+            raise _wrong("queue", f"{self.queue!r} cannot be a queue's name")
         if not 0 <= self.delay <= MAX_SECONDS:
-            raise InvalidParameter("delay is a number of seconds from 0 to a year")
+            raise _wrong("delay", "delay is a number of seconds from 0 to a year")
         if self.delay and self.run_at is not None:
-            raise InvalidParameter("give delay or run_at, not both")
+            raise _wrong("run_at", "give delay or run_at, not both")
         if self.run_at is not None:
             if self.run_at.tzinfo is None:
-                raise InvalidParameter("run_at needs a UTC offset, as RFC 3339 has it: 2026-11-21T06:40:00Z")
+                raise _wrong("run_at", "run_at needs a UTC offset, as RFC 3339 has it: 2026-11-21T06:40:00Z")
             if self.run_at.timestamp() > datetime.now(self.run_at.tzinfo).timestamp() + MAX_SECONDS:
-                raise InvalidParameter("run_at may be at most a year away")
+                raise _wrong("run_at", "run_at may be at most a year away")
         for name, value in (("timeout", self.timeout), ("ttl", self.ttl)):
             if value is not None and not 0 < value <= MAX_SECONDS:
-                raise InvalidParameter(f"{name} is a number of seconds above 0 and up to a year")
+                raise _wrong(name, f"{name} is a number of seconds above 0 and up to a year")
         if not 0 <= self.priority <= PRIORITY_MAX:
-            raise InvalidParameter(f"priority is a whole number from 0 to {PRIORITY_MAX}")
+            raise _wrong("priority", f"priority is a whole number from 0 to {PRIORITY_MAX}")
         if len(self.tags) > TAGS_MAX or not all(TAG.match(tag) for tag in self.tags):
-            raise InvalidParameter(
-                f"tags are up to {TAGS_MAX} words of 1 to 64 letters, digits and the signs _ . : / @ + -"
+            raise _wrong(
+                "tags", f"tags are up to {TAGS_MAX} words of 1 to 64 letters, digits and the signs _ . : / @ + -"
             )
+
+
+def _wrong(option: str, why: str) -> InvalidParameter:
+    return InvalidParameter(why, errors=[FieldError(pointer=f"/{option}", detail=why)])
 
 
 _DEFAULTS = SubmitOptions()
@@ -226,10 +243,29 @@ class Queue:
         makes no sense, PayloadTooLarge for a batch that is too large, JobConflict when some of the ids are taken
         already, RedisUnavailable as `submit` does: then none is stored.
         """
+        ids, _ = await self.submit_many_once(submissions)
+        return ids
+
+    async def submit_many_once(
+        self,
+        submissions: Sequence[Submission],
+        *,
+        first_id: str | None = None,
+        owner: str | None = None,
+        key: str = "",
+        fingerprint: str = "",
+    ) -> tuple[Sequence[str], bool]:
+        """`submit_many` under an idempotency key: the ids, and whether they are those of an earlier request.
+
+        `first_id`: the id of the first job; those of the others follow it (but see `Submission.job_id`, which a batch
+        with a key must leave out). `owner`: whose key it is. `key` and `fingerprint`, and the errors: as `submit_once`.
+        """
         if len(submissions) > BATCH_JOBS:
             raise PayloadTooLarge(f"A batch has at most {BATCH_JOBS:,} jobs")
         if not submissions:
-            return []
+            return [], False
+        first_id = first_id or new_job_id()
+        ids = job_ids(first_id, len(submissions))
         new: list[_NewJob] = []
         words: list[Argument] = []
         size = 0
@@ -237,7 +273,7 @@ class Queue:
             if number % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             try:
-                job = _NewJob.of(submission, words=self._words)
+                job = _NewJob.of(submission, words=self._words, job_id=ids[number])
             except InvalidParameter as error:
                 raise InvalidParameter(f"Job {number} of the batch: {error.detail}") from None
             size += len(job.payload)
@@ -251,8 +287,25 @@ class Queue:
         queues = [keys.queue(queue) for queue in sorted({job.queue for job in new})]
         for _ in range(2):  # the second time with a clock that was set by the first
             verdict, *rest = await _submit_many(
-                self.client, key_names=queues, args=[self._clock.deadline(), round(LIVE_SECONDS * 1000), *words]
+                self.client,
+                key_names=queues,
+                args=[
+                    self._clock.deadline(),
+                    round(LIVE_SECONDS * 1000),
+                    scoped(key, owner) if key else "",
+                    fingerprint,
+                    first_id,
+                    *words,
+                ],
+                patience=BATCH_SECONDS,
             )
+            if verdict == b"mismatch":
+                raise IdempotencyMismatch("The key was used for a request with another payload")
+            if verdict == b"held":
+                raise IdempotencyInFlight("Another request with this key has not been answered yet")
+            if verdict == b"replayed":
+                first = rest[0].decode()
+                return job_ids(first, len(submissions)), first != first_id
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
@@ -260,7 +313,7 @@ class Queue:
                 raise JobConflict(f"There is a job {rest[0].decode()} already, of which the rest of the batch has none")
             if verdict == b"stored":
                 self._clock.set(int(rest[0]))
-            return [job.job_id for job in new]
+            return [job.job_id for job in new], False
         raise RedisUnavailable("Redis answered too late")
 
     async def get(self, job_id: str, *, owner: str | None = None) -> Job:
@@ -349,8 +402,8 @@ class _NewJob(NamedTuple):
     """More fields of the record."""
 
     @classmethod
-    def of(cls, wanted: Submission, *, words: int) -> Self:
-        """`words`: how many of its input it is found by. Raises InvalidParameter."""
+    def of(cls, wanted: Submission, *, words: int, job_id: str | None = None) -> Self:
+        """`words`: how many of its input it is found by; `job_id`: if it has none. Raises InvalidParameter."""
         options, owner = wanted.options, wanted.owner
         if options is not _DEFAULTS:
             options.check()
@@ -369,7 +422,7 @@ class _NewJob(NamedTuple):
         if said := words_of(wanted.data, tags=options.tags, limit=words):
             fields["words"] = " ".join(said)
         return cls(
-            job_id=wanted.job_id or new_job_id(),
+            job_id=wanted.job_id or job_id or new_job_id(),
             queue=options.queue or wanted.default_queue,
             task=wanted.task,
             payload=arq_payload(wanted.task, wanted.data),

@@ -19,6 +19,7 @@ from jobstream.context import JobContext
 from jobstream.cron import Cron
 from jobstream.errors import ConfigurationError, FieldError, InvalidInput
 from jobstream.files import FILE_MARK
+from jobstream.job import DEFAULT_QUEUE, DEFAULT_TTL, QUEUE_NAME
 from jobstream.retry import RetryPolicy
 
 P = ParamSpec("P")
@@ -27,7 +28,6 @@ R = TypeVar("R")
 ExecutorKind = Literal["loop", "thread", "process"]
 
 TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
-QUEUE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 RESERVED_NAMES = frozenset(
     "api docs dashboard events favicon healthz jobs livez metrics openapi problems queues readyz redoc "
     "schedules static tasks webhooks workers".split()
@@ -37,11 +37,8 @@ RESERVED_NAMES = frozenset(
 ONCE = RetryPolicy()
 """No retries: one attempt, and `Retry` is refused."""
 
-DEFAULT_QUEUE = "default"
 DEFAULT_TIMEOUT = 300.0
 """Seconds an attempt may take, unless the task says otherwise."""
-DEFAULT_TTL = 86_400.0
-"""Seconds a finished job's record is kept, unless the task or the request says otherwise."""
 
 
 @dataclass(frozen=True, eq=False)

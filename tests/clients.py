@@ -10,7 +10,7 @@ from typing import Protocol, Self, TypeVar, Unpack, overload
 import pytest
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
-from jobstream.client import Client, Event, JobHandle, SubmitOptions, SyncClient, SyncJobHandle, TaskInfo
+from jobstream.client import BatchItem, Client, Event, JobHandle, SubmitOptions, SyncClient, SyncJobHandle, TaskInfo
 from jobstream.job import Job
 
 T = TypeVar("T")
@@ -85,6 +85,12 @@ class ThreadedClient:
         **options: Unpack[SubmitOptions],
     ) -> ThreadedHandle:
         return ThreadedHandle(await asyncio.to_thread(self._client.submit, task, input, files, **options))
+
+    async def submit_batch(
+        self, items: Sequence[BatchItem], *, idempotency_key: str | None = None
+    ) -> list[ThreadedHandle]:
+        handles = await asyncio.to_thread(self._client.submit_batch, items, idempotency_key=idempotency_key)
+        return [ThreadedHandle(handle) for handle in handles]
 
     def job(self, job_id: str) -> ThreadedHandle:
         return ThreadedHandle(self._client.job(job_id))

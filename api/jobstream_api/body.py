@@ -45,7 +45,7 @@ class BodyReader:
             return self.validator.check(await self._multipart(options.get(b"boundary", b"")))
         if kind == "application/x-www-form-urlencoded":
             return self.validator.check(self._form(await self._limited()))
-        if kind == "application/json" or kind.endswith("+json"):
+        if is_json(kind):
             return self._json(await self._limited())
         body = await self._limited()
         if kind == "" and not body:
@@ -55,28 +55,14 @@ class BodyReader:
         )
 
     async def _limited(self) -> bytes:
-        limit = self.settings.max_body_bytes
-        _refuse_if_longer(self.request, limit)
-        body = bytearray()
-        async for piece in self.request.stream():
-            body += piece
-            if len(body) > limit:
-                raise PayloadTooLarge(f"The body may hold {limit} bytes")
-        return bytes(body)
+        return await read_body(self.request, at_most=self.settings.max_body_bytes)
 
     def _json(self, body: bytes) -> dict[str, Any]:
         try:
             data = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise MalformedBody(f"The body is not JSON: {error}") from None
-        if isinstance(data, dict):
-            sent = [name for name in self.validator.task.file_fields if data.get(name)]
-            if sent:
-                raise InvalidInput(
-                    "Files are sent as multipart/form-data",
-                    errors=[FieldError(pointer=json_pointer([name]), detail="send it as a file part") for name in sent],
-                )
-        return self.validator.check(data)
+        return check_without_files(self.validator, data)
 
     def _form(self, body: bytes) -> dict[str, Any]:
         try:
@@ -143,11 +129,34 @@ class BodyReader:
         return files[0]
 
 
-def _refuse_if_longer(request: Request, limit: int) -> None:
-    """Refuse by Content-Length before a byte is read."""
+def is_json(media_type: str) -> bool:
+    """True for JSON and what is written in it."""
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+async def read_body(request: Request, *, at_most: int) -> bytes:
+    """The whole body. Raises PayloadTooLarge: by Content-Length before a byte is read, else as soon as it is."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise PayloadTooLarge(f"The body may hold {limit} bytes")
+    if declared.isdecimal() and int(declared) > at_most:
+        raise PayloadTooLarge(f"The body may hold {at_most} bytes")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > at_most:
+            raise PayloadTooLarge(f"The body may hold {at_most} bytes")
+    return bytes(body)
+
+
+def check_without_files(validator: InputValidator, data: object) -> dict[str, Any]:
+    """The valid input, which came as JSON. Raises InvalidInput, also when it pretends to have uploads."""
+    if isinstance(data, dict):
+        sent = [name for name in validator.task.file_fields if data.get(name)]
+        if sent:
+            raise InvalidInput(
+                "Files are sent as multipart/form-data",
+                errors=[FieldError(pointer=json_pointer([name]), detail="send it as a file part") for name in sent],
+            )
+    return validator.check(data)
 
 
 async def _skip_empty(part: Part) -> None:

@@ -31,6 +31,7 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings):
         '["https://app.example.com"]. Empty: none.',
     )
     max_body_bytes: int = Field(10 * 1024**2, ge=1, description="Largest JSON or form body, without files.")
+    max_batch_bytes: int = Field(32 * 1024**2, ge=1, description="Largest body of POST /jobs/batch.")
     max_file_bytes: int = Field(2 * 1024**3, ge=1, description="Largest uploaded file.")
     max_files: int = Field(100, ge=1, description="Uploaded files per job.")
     heartbeat_seconds: float = Field(15.0, gt=0, description="Silence after which an event stream says `: ping`.")

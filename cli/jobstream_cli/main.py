@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import Literal
+from typing import Literal, NoReturn, TextIO
 
 import click
 
@@ -101,7 +101,7 @@ def worker() -> None:
 
 
 @cli.command()
-@click.argument("task")
+@click.argument("task", required=False)
 @click.argument("fields", nargs=-1, metavar="[key=text | key:=json | key=@file | @object.json | -]...")
 @click.option(
     "--file",
@@ -109,6 +109,12 @@ def worker() -> None:
     multiple=True,
     metavar="[FIELD=]PATH",
     help="Upload a file, to the field `files` unless another is named; may be repeated.",
+)
+@click.option(
+    "--batch",
+    type=click.File("r", encoding="utf-8"),
+    metavar="FILE",
+    help='Many jobs instead of one, a line each: {"task": …, "input": {…}}, and options; `-`: standard input.',
 )
 @click.option("--queue", help="The queue, if not the task's own.")
 @click.option("--tag", "tags", multiple=True, help="A tag to find the job by; may be repeated.")
@@ -122,9 +128,10 @@ def worker() -> None:
 @click.pass_obj
 def submit(
     service: Service,
-    task: str,
+    task: str | None,
     fields: tuple[str, ...],
     files: tuple[str, ...],
+    batch: TextIO | None,
     queue: str | None,
     tags: tuple[str, ...],
     delay: float | None,
@@ -141,10 +148,21 @@ def submit(
     jobstream submit words text='to be or not to be' --watch
     jobstream submit primes limit:=1000000
     jobstream submit files --file a.csv --file b.csv --wait
+    jobstream submit --batch jobs.ndjson --tag nightly
+
+    A batch is stored in parts of up to 10,000 jobs, each of them whole or not at all, and the ids are printed. Its jobs
+    have the queue, tags, delay and priority that are given here, unless their lines say otherwise.
     """
-    from jobstream_cli import commands
+    from jobstream_cli import batches, commands
     from jobstream_cli.fields import parse_fields, parse_files
 
+    if batch is not None:
+        if task is not None or files or watch or wait or timeout is not None:
+            raise click.UsageError("--batch takes no task, fields or files, and does not wait.")
+        defaults = batches.Defaults(queue=queue, tags=tags, delay=delay, priority=priority)
+        _run(batches.submit(service, batch, defaults, key=key, as_json=as_json))
+    if task is None:
+        raise click.UsageError("Missing argument 'TASK'.")
     order = commands.Order(
         task,
         parse_fields(fields),
@@ -318,7 +336,7 @@ def _ids(arguments: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _run(command: Coroutine[object, object, Exit]) -> None:
+def _run(command: Coroutine[object, object, Exit]) -> NoReturn:
     """Run a command that speaks to the service; its exit code, or that of what went wrong, becomes ours."""
     from jobstream.client import ClientError
     from jobstream_cli.screen import clean

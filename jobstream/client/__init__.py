@@ -5,7 +5,7 @@ understand is in `calls` (one request and its answer) and `stream` (events, acro
 """
 
 from jobstream.client.aio import Client, JobHandle
-from jobstream.client.calls import DEFAULT_URL, SubmitOptions, TaskInfo
+from jobstream.client.calls import DEFAULT_URL, BatchItem, SubmitOptions, TaskInfo
 from jobstream.client.errors import (
     ClientError,
     FieldProblem,
@@ -26,6 +26,7 @@ from jobstream.client.sync import SyncClient, SyncJobHandle
 
 __all__ = [
     "DEFAULT_URL",
+    "BatchItem",
     "Client",
     "ClientError",
     "Event",

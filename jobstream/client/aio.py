@@ -13,7 +13,7 @@ import httpx2
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
 from jobstream.client import calls
-from jobstream.client.calls import DEFAULT_URL, Call, SubmitOptions, TaskInfo
+from jobstream.client.calls import DEFAULT_URL, BatchItem, Call, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
 from jobstream.client.stream import Event, Following, Policy
 from jobstream.job import Job
@@ -70,6 +70,16 @@ class Client:
         for an unknown task, `Unreachable`, and OSError for a file that cannot be read.
         """
         return JobHandle(self, (await self._send(calls.submit(task, input, files, **options))).id)
+
+    async def submit_batch(self, items: Sequence[BatchItem], *, idempotency_key: str | None = None) -> list[JobHandle]:
+        """Hand in up to 10,000 jobs of any tasks, all or none, in one request; their handles, in order.
+
+        With an `idempotency_key` a batch that was cut, or answered with 503, is sent again, and never becomes a second
+        one. Raises `Rejected` (422 with `problem.errors`, whose pointers begin with the job's number) and
+        `Unreachable`: then nothing was stored.
+        """
+        ids = await self._send(calls.submit_batch(items, idempotency_key=idempotency_key))
+        return [JobHandle(self, job_id) for job_id in ids]
 
     def job(self, job_id: str) -> JobHandle:
         """The handle of a job whose id is known. Asks nobody."""

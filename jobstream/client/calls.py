@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypedDict, TypeVar
+from typing import Any, BinaryIO, Generic, Required, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -55,6 +55,20 @@ class SubmitOptions(TypedDict, total=False):
     ttl: float | None
 
 
+class BatchItem(TypedDict, total=False):
+    """A job of a batch: its task (needed), its input, and options as in `SubmitOptions`."""
+
+    task: Required[str]
+    input: Mapping[str, object] | BaseModel
+    delay: float | None
+    run_at: datetime | None
+    priority: int | None
+    queue: str | None
+    tags: Sequence[str]
+    timeout: float | None
+    ttl: float | None
+
+
 class TaskInfo(BaseModel):
     """A task of the catalogue."""
 
@@ -78,6 +92,14 @@ class Page(BaseModel):
 
 class _Catalogue(BaseModel):
     tasks: list[TaskInfo]
+
+
+class _BatchJob(BaseModel):
+    id: str
+
+
+class _Batch(BaseModel):
+    jobs: list[_BatchJob]
 
 
 @dataclass(frozen=True)
@@ -185,15 +207,27 @@ def submit(
         "timeout": timeout,
         "ttl": ttl,
     }
-    key = {"Idempotency-Key": f'"{idempotency_key}"'} if idempotency_key else {}
     return Call(
         "POST",
         f"/{_segment(task)}",
         _job,
         params=httpx2.QueryParams({name: value for name, value in options.items() if value is not None}),
-        headers={"Accept": "application/json", **key},
+        headers=_keyed(idempotency_key),
         body=pydantic_core.to_json({} if input is None else input),
         files=files if isinstance(files, Mapping) else {"files": files},
+        resends=KEYED_RESENDS if idempotency_key else 0,
+    )
+
+
+def submit_batch(items: Sequence[BatchItem], *, idempotency_key: str | None) -> Call[list[str]]:
+    """Hand in many jobs, all or none; their ids, in order."""
+    body = [{name: value for name, value in item.items() if value is not None} for item in items]
+    return Call(
+        "POST",
+        "/jobs/batch",
+        lambda response: [job.id for job in _parsed(_Batch, response).jobs],
+        headers=_keyed(idempotency_key),
+        body=pydantic_core.to_json(body),
         resends=KEYED_RESENDS if idempotency_key else 0,
     )
 
@@ -295,6 +329,11 @@ def _parsed(model: type[Model], response: httpx2.Response) -> Model:
 
 def _job(response: httpx2.Response) -> Job:
     return _parsed(Job, response)
+
+
+def _keyed(idempotency_key: str | None) -> dict[str, str]:
+    key = {"Idempotency-Key": f'"{idempotency_key}"'} if idempotency_key else {}
+    return {"Accept": "application/json", **key}
 
 
 def _segment(text: str) -> str:

@@ -16,7 +16,7 @@ import httpx2
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
 from jobstream.client import calls
-from jobstream.client.calls import DEFAULT_URL, Call, SubmitOptions, TaskInfo
+from jobstream.client.calls import DEFAULT_URL, BatchItem, Call, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
 from jobstream.client.stream import Event, Following, Policy
 from jobstream.job import Job
@@ -62,6 +62,11 @@ class SyncClient:
     ) -> SyncJobHandle:
         """As `Client.submit`."""
         return SyncJobHandle(self, self._send(calls.submit(task, input, files, **options)).id)
+
+    def submit_batch(self, items: Sequence[BatchItem], *, idempotency_key: str | None = None) -> list[SyncJobHandle]:
+        """As `Client.submit_batch`."""
+        ids = self._send(calls.submit_batch(items, idempotency_key=idempotency_key))
+        return [SyncJobHandle(self, job_id) for job_id in ids]
 
     def job(self, job_id: str) -> SyncJobHandle:
         """The handle of a job whose id is known. Asks nobody."""

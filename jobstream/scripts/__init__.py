@@ -40,17 +40,21 @@ class Script:
         key_names: Sequence[str] = (),
         args: Sequence[Argument] = (),
         hurry: bool = False,
+        patience: float = 0.0,
     ) -> Any:
         """Run it. Raises redis-py's errors; a restart or SCRIPT FLUSH of Redis is not one.
 
-        `hurry`: on a `PipelinedRedis`, do not wait for other commands to travel with.
+        `hurry`: on a `PipelinedRedis`, do not wait for other commands to travel with. `patience`: seconds that it may
+        take there, if more than others.
         """
-        options = {"hurry": True} if hurry else {}
+        options: dict[str, bool | float] = ({"hurry": True} if hurry else {}) | (
+            {"patience": patience} if patience else {}
+        )
         rest = (len(key_names), *key_names, *args)
         try:
             return await client.execute_command("EVALSHA", self.sha, *rest, **options)  # type: ignore[no-untyped-call]
         except NoScriptError:
-            return await client.execute_command("EVAL", self.text, *rest)  # type: ignore[no-untyped-call]
+            return await client.execute_command("EVAL", self.text, *rest, **options)  # type: ignore[no-untyped-call]
 
     def call_sync(self, client: BlockingRedis, *, args: Sequence[Argument] = ()) -> Any:
         """The same for a thread's own client."""

@@ -1,12 +1,24 @@
 -- Store jobs and put them on their queues, all or none; each as submit.lua does, but one wake-up per queue; `store` is store.lua.
 -- KEYS  1… the queues' zsets (their names are made from ARGV)
--- ARGV  1 until when the caller waits (ms, 0: for ever)   2 how long jobs may wait (ms)   3… of each job: id, queue's name,
---       task, payload, delay (ms), run at (ms, 0: now), tags, how many words follow, more fields: name, value, …
--- Returns {'stored', now} (ms); {'late', now} as submit.lua does; {'taken'} when all ids are (a repeated call has stored
--- them before); {'clash', id} when some are.
+-- ARGV  1 until when the caller waits (ms, 0: for ever)   2 how long jobs may wait (ms)   3 idempotency key or ''
+--       4 fingerprint of the request   5 what reserves the key: the id from which the jobs' ids count up
+--       6… of each job: id, queue's name, task, payload, delay (ms), run at (ms, 0: now), tags, how many words follow,
+--       more fields: name, value, …
+-- Returns {'stored', now} (ms); {'late', now}, {'mismatch'} and {'held'} as submit.lua does; {'replayed', 5} with that of
+-- the request for which the key stands; {'taken'} when all ids are (a repeated call has stored them before);
+-- {'clash', id} when some are.
 local now = now_ms()
+local key = IDEMPOTENCY .. ARGV[3]
+if ARGV[3] ~= '' then
+  local held = redis.call('HMGET', key, 'print', 'by', 'first')
+  if held[1] then
+    if held[1] ~= ARGV[4] then return {'mismatch'} end
+    return {'replayed', held[3]}
+  end
+  if held[2] and held[2] ~= ARGV[5] then return {'held'} end
+end
 local jobs, taken, names = {}, {}, {}
-local at = 3
+local at = 6
 while at <= #ARGV do
   local id = ARGV[at]
   jobs[#jobs + 1] = at
@@ -31,17 +43,17 @@ if tonumber(ARGV[1]) > 0 and now > tonumber(ARGV[1]) then return {'late', now} e
 
 -- What goes to the zsets is gathered: one ZADD with hundreds of members costs a fraction of hundreds of ZADDs.
 local gathered = {}
-local function add(key, score, member)
-  local words = gathered[key]
+local function add(zset, score, member)
+  local words = gathered[zset]
   if not words then
     words = {}
-    gathered[key] = words
+    gathered[zset] = words
   end
   words[#words + 1] = score
   words[#words + 1] = member
   if #words == 1000 then
-    redis.call('ZADD', key, unpack(words))
-    gathered[key] = nil
+    redis.call('ZADD', zset, unpack(words))
+    gathered[zset] = nil
   end
 end
 
@@ -52,6 +64,11 @@ for _, at in ipairs(jobs) do
     ARGV[at + 6], at + 8, at + 7 + tonumber(ARGV[at + 7]))
   wakes[queue_name] = id
 end
-for key, words in pairs(gathered) do redis.call('ZADD', key, unpack(words)) end
+for zset, words in pairs(gathered) do redis.call('ZADD', zset, unpack(words)) end
+if ARGV[3] ~= '' then
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'print', ARGV[4], 'first', ARGV[5])
+  redis.call('PEXPIRE', key, 86400000)
+end
 for queue_name, id in pairs(wakes) do redis.call('PUBLISH', WAKE .. queue_name, id) end
 return {'stored', now}

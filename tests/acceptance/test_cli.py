@@ -48,6 +48,27 @@ def submitted(stack: Stack, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def test_a_file_of_jobs_is_handed_in_at_once(stack: Stack, rung: str) -> None:
+    lines = ['{"task": "words", "input": {"text": "a b"}}', "", '{"task": "words", "tags": ["other"]}']
+    refused = jobstream(stack, "submit", "--batch", "-", "--tag", "batch", stdin="\n".join(lines))
+    assert (refused.returncode, refused.stdout) == (6, "")
+    assert "line 3: /input" in refused.stderr
+    assert "nothing was stored" in refused.stderr
+    lines[2] = '{"task": "words", "input": {"text": "c"}, "tags": ["batch", "other"]}'
+    again = [
+        jobstream(stack, "submit", "--batch", "-", "--tag", "batch", "--key", rung, stdin="\n".join(lines))
+        for _ in "ab"
+    ]
+    assert [done.returncode for done in again] == [0, 0]
+    ids = again[0].stdout.split()
+    assert again[1].stdout.split() == ids
+    assert jobstream(stack, "list", "--tag", "batch", "--ids").stdout.split() == ids[::-1]
+    assert jobstream(stack, "list", "--tag", "other", "--ids").stdout.split() == ids[1:]
+    assert jobstream(stack, "submit", "--batch", "-", stdin="words").returncode == 2
+    assert jobstream(stack, "submit", "words", "--batch", "-").returncode == 2
+    assert jobstream(stack, "submit").returncode == 2
+
+
 def test_a_job_is_submitted_watched_and_shown(stack: Stack) -> None:
     job_id = submitted(stack, "words", "text=to be or not to be", "--tag", "hamlet")
     watched = jobstream(stack, "watch", job_id)

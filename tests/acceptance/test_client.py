@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from jobstream.client import Event, Gone, JobCancelled, JobFailed, NotFound, Rejected, StillRunning, SyncClient
+from jobstream.client import (
+    Event,
+    Gone,
+    JobCancelled,
+    JobFailed,
+    NotFound,
+    Rejected,
+    StillRunning,
+    SyncClient,
+)
 from jobstream.embedded import ChildRedis
 from jobstream.guard import GuardedProcess
 from jobstream.job import JobStatus
@@ -71,6 +80,19 @@ async def test_a_job_from_submit_to_its_typed_result(connect: Connect, service: 
         assert (await client.job(handle.id).wait(20)).done
         assert handle.id in [job.id async for job in client.jobs(tag="client", limit=5)]
         assert "order" in [task.name for task in await client.tasks()]
+
+
+async def test_a_batch_gives_a_handle_for_each_of_its_jobs(connect: Connect, service: Service) -> None:
+    async with connect(service.url) as client:
+        order = Order(articles=[Article(name="pen", count=2)])
+        handles = await client.submit_batch(
+            [{"task": "echo", "input": {"value": 1}}, {"task": "order", "input": order}]
+        )
+        assert await handles[0].result(20) == 1
+        assert await handles[1].result(20, type=Order) == order
+        with pytest.raises(Rejected) as refused:
+            await client.submit_batch([{"task": "echo"}, {"task": "order", "input": {"articles": []}}])
+        assert [error.pointer for error in refused.value.problem.errors] == ["/1/input/articles"]
 
 
 async def test_every_end_has_its_error(connect: Connect, service: Service, puppet: Puppet) -> None:

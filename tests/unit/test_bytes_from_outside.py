@@ -11,7 +11,7 @@ from starlette.requests import Request
 from jobstream.errors import InvalidParameter
 from jobstream.events import parse_event_id
 from jobstream_api.preferences import WAIT_MAX_SECONDS, parse_preferences
-from jobstream_api.routes.results import _idempotency_key
+from jobstream_api.routes.results import idempotency_key
 
 HEADER = st.binary(max_size=300).map(lambda value: value.decode("latin-1"))
 PREFERENCE = st.text(alphabet='wait=0123456789;," \\respond-async\t', max_size=60)
@@ -36,10 +36,10 @@ def test_a_wait_is_found_wherever_it_stands(seconds: int, form: str) -> None:
 @example('""')
 @example(" ")
 @example('"')
-def test_any_idempotency_key_is_a_key_or_refused(value: str) -> None:
+def test_anyidempotency_key_is_a_key_or_refused(value: str) -> None:
     request = Request({"type": "http", "headers": [(b"idempotency-key", value.encode("latin-1"))]})
     with contextlib.suppress(InvalidParameter):
-        key = _idempotency_key(request)
+        key = idempotency_key(request)
         assert 1 <= len(key) <= 255
         assert key.isascii()
         assert key.isprintable()

@@ -8,8 +8,8 @@ from pydantic import Field, field_validator
 
 from jobstream.errors import ConfigurationError
 from jobstream.files import FileSettings
+from jobstream.job import QUEUE_NAME
 from jobstream.redis import RedisSettings
-from jobstream.task import QUEUE_NAME
 from jobstream_workers.claim import WEEK_SECONDS
 
 

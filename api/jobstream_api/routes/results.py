@@ -75,7 +75,7 @@ class SubmitQuery(BaseModel):
     def options(self) -> SubmitOptions:
         """As the queue takes them; tags may be repeated or separated by commas."""
         tags = [tag.strip() for text in self.tags for tag in text.split(",") if tag.strip()]
-        return SubmitOptions(**(self.model_dump() | {"tags": tags}))
+        return SubmitOptions(**(self.model_dump(include=set(SubmitQuery.model_fields)) | {"tags": tags}))
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
@@ -89,7 +89,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         validator = await service.tasks.validator(task)
         options = query.options()
         options.check()
-        key = _idempotency_key(request)
+        key = idempotency_key(request)
         key = f"{task}:{key}" if key else ""
         job, replayed = await _store(service, request, validator, options, owner=caller.tenant, key=key)
         headers = {"Idempotent-Replayed": "true"} if replayed else {}
@@ -253,7 +253,7 @@ async def _record(service: Service, job_id: str, *, owner: str | None, task: str
     return record
 
 
-def _idempotency_key(request: Request) -> str:
+def idempotency_key(request: Request) -> str:
     """The Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a quoted string; a bare token is accepted."""
     text = request.headers.get("idempotency-key")
     if text is None:
