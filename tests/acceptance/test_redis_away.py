@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -109,7 +110,6 @@ REQUESTS = [
     ("GET", "/jobs"),
     ("GET", "/jobs/01JD0000000000000000000000"),
     ("GET", "/echo/01JD0000000000000000000000"),
-    ("GET", "/jobs/01JD0000000000000000000000/events"),
     ("POST", "/jobs/01JD0000000000000000000000/cancel"),
     ("DELETE", "/jobs/01JD0000000000000000000000"),
     ("DELETE", "/echo/01JD0000000000000000000000"),
@@ -134,6 +134,17 @@ async def test_every_answer_is_503_within_seconds(http: httpx2.AsyncClient, away
     document = await http.get("/openapi.json")  # what was known stays known
     assert document.status_code == 200
     assert "/echo" in document.json()["paths"]
+
+
+@pytest.mark.parametrize("path", ["/jobs/01JD0000000000000000000000/events", "/events"])
+async def test_who_wants_to_follow_is_told_to_come_back(http: httpx2.AsyncClient, away: None, path: str) -> None:
+    """Any other status would end a browser's EventSource for good."""
+    response = await http.get(path, headers={"Last-Event-ID": "0f1e2d3c-7"})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert re.fullmatch(r"retry: \d+\n\n", response.text)
+    lines = await http.get(path, headers={"Accept": "application/x-ndjson"})
+    assert lines.json()["event"] == "retry"
 
 
 async def test_all_goes_on_when_redis_is_back(http: httpx2.AsyncClient) -> None:

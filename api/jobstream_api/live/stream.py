@@ -24,6 +24,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from jobstream.cancellation import cancel
 from jobstream.errors import JobstreamError
+from jobstream.redis import is_unavailable
+from jobstream_api.live.follow import goodbye
 from jobstream_api.live.frame import Frame, WireFormat
 
 logger = logging.getLogger("jobstream.stream")
@@ -113,11 +115,28 @@ class Edge(Protocol):
         """Cut the connection, whatever waits to be written."""
 
 
+def come_back(format: WireFormat) -> Response:
+    """A stream that only says when to come back. Any status but 200 would end an `EventSource` for good (WHATWG HTML,
+    section 9.2.3: "fail the connection"), and whatever is in our way is so for the moment only."""
+    response = Response(goodbye().wire(format))
+    response.raw_headers += _headers(format)
+    return response
+
+
+def _headers(format: WireFormat) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", format.media_type.encode()),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+        (b"vary", b"Accept"),
+    ]
+
+
 class EventStream(Response):
     """The response of an event stream.
 
     It joins when it is sent, so that nothing is left behind by one that never is; what is wrong by then is answered by
-    `refuse(error, request)`. 204 when the client has seen `done` already.
+    `refuse(error, request)`, but for a Redis that is away: see `come_back`. 204 when the client has seen `done`.
     """
 
     def __init__(
@@ -129,12 +148,7 @@ class EventStream(Response):
         refuse: Callable[[Exception, Request], Response],
     ) -> None:
         super().__init__(media_type=format.media_type)
-        self.raw_headers = [
-            (b"content-type", format.media_type.encode()),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-            (b"vary", b"Accept"),
-        ]
+        self.raw_headers = _headers(format)
         self.wrote_at = asyncio.get_running_loop().time()
         self._clock = asyncio.get_running_loop().time
         self._follower = follower
@@ -154,7 +168,9 @@ class EventStream(Response):
             follows = await follower.join(admitted=not self._streams.full)
         except Exception as error:
             follower.leave()
-            await self._refuse(error, Request(scope))(scope, receive, send)
+            away = is_unavailable(error)
+            refusal = come_back(self._format) if away else self._refuse(error, Request(scope))
+            await refusal(scope, receive, send)
             return
         except BaseException:
             follower.leave()

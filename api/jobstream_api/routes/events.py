@@ -11,6 +11,7 @@ from jobstream.caller import Scope
 from jobstream.errors import Forbidden, InvalidParameter
 from jobstream.events import EventId, parse_event_id
 from jobstream.job import JobStatus
+from jobstream.redis import is_unavailable
 from jobstream.store import JobFilter
 from jobstream_api import problems
 from jobstream_api.auth.gate import Watcher
@@ -19,7 +20,7 @@ from jobstream_api.live.frame import WireFormat
 from jobstream_api.live.many import ManyFollower
 from jobstream_api.live.ndjson import NDJSON
 from jobstream_api.live.sse import SSE
-from jobstream_api.live.stream import EventStream
+from jobstream_api.live.stream import EventStream, come_back
 from jobstream_api.live.websocket import Socket, refuse_socket
 from jobstream_api.service import Service
 
@@ -57,8 +58,13 @@ def add_routes(router: APIRouter, service: Service) -> None:
             str | None, Query(alias="last_event_id", description="The same, for a first connection")
         ] = None,
     ) -> Response:
-        await service.queue.check_visible(job_id, owner=caller.sees)
         follower = Follower(service.hub, job_id, after=event_id(last_event_id or after))
+        try:
+            await service.queue.check_visible(job_id, owner=caller.sees)
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+            return come_back(wanted_format(request))
         return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
 
     @router.get(
