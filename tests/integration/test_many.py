@@ -504,6 +504,33 @@ async def test_lost_progress_is_told_when_the_gap_shows(client: ArqRedis, api: A
     assert durable(seen) == [(jobs[1].id, "log")]
 
 
+async def test_progress_that_was_read_is_not_set_back_by_what_is_heard_later(
+    client: ArqRedis, api: Api, lossy: LossySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await SpeakingJob.start(client)
+
+    async def moves_meanwhile(*arguments: Any, **options: Any) -> Any:
+        lossy.drops = lambda event: False
+        await job.progress(6)
+        await until(lambda: bool(api.tape._inbox))
+        lossy.open.clear()
+        await job.progress(7)
+        return await store.unfinished_ids(*arguments, **options)
+
+    monkeypatch.setattr(tape, "unfinished_ids", moves_meanwhile)
+    async with api.following() as frames:
+        await take(frames, is_event("listed"))
+        lossy.drops = lambda event: event.kind == "progress"
+        await job.progress(5)
+        await job.log("behind the gap")
+        seen = await take(frames, is_event("progress"))
+        await until(lambda: not api.tape._inbox)
+        lossy.open.set()
+        await job.log("end")
+        seen += await take(frames, says("end"))
+    assert [about(frame)["data"]["current"] for frame in seen if frame.event == "progress"] == [7]
+
+
 async def test_a_resumption_tells_the_progress_that_was_made_meanwhile(client: ArqRedis, api: Api) -> None:
     async with api.following():
         async with api.following() as frames:

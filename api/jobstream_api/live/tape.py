@@ -8,7 +8,7 @@ Why nothing is lost and nothing comes twice (with `live/many.py`):
 2. A lost *last* message has no successor: every `look` seconds the journal's number is compared with the tape's. The
    same call keeps the journal alive.
 3. Progress has a number, but is not kept. When numbers are missing that the journal does not have, they were progress:
-   the present progress of all running jobs is put on the tape.
+   the present progress of all running jobs is put on the tape, and what is heard later of before that is not.
 4. The journal's generation is in every entry and in every id. A new one (nobody wanted it for a while, it was lost, or
    history forked), and a journal that was trimmed before it was read, make every follower begin anew, with snapshots.
 5. A follower enters between two turns: what is put on the tape from then on was matched against its filter, too.
@@ -119,6 +119,9 @@ class Tape:
         self._bytes = 0
         self._first = 0
         self._inbox: list[JournalEntry] = []
+        self._told: dict[str, int] = {}
+        """Versions of jobs whose progress was read and told: what is heard of before that would set it back."""
+        self._told_until = 0
         self._stale = True
         self._turned = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -273,6 +276,8 @@ class Tape:
             self._append(await self._strips_of(page))
             self.place = Place(generation, page[-1].seq)
             await self._tell()
+        if self._told and seq >= self._told_until:
+            self._told = {}
 
     async def _read_journal(self) -> None:
         known = self.place
@@ -304,6 +309,7 @@ class Tape:
 
     def _begin(self, place: Place | None) -> None:
         self._first, self._strips, self._bytes = self.end, [], 0
+        self._told = {}
         self.place = place
 
     async def _tell_progress(self) -> None:
@@ -314,7 +320,10 @@ class Tape:
             records = await read_records(self.client, ids[start : start + PAGE])
             entries = [entry for record in records if (entry := progress_entry(record, generation)) is not None]
             self._append(await self._strips_of(entries))
+            self._told |= {entry.job_id: entry.event.version for entry in entries}
             await self._tell()
+        reached = await journal.read_place(self.client)
+        self._told_until = reached.seq if reached is not None else 0
 
     async def _look(self, place: Place) -> None:
         """Has the journal more than was heard, and still has it a moment later? Then a message was lost."""
@@ -338,7 +347,8 @@ class Tape:
         wanted = [
             entry
             for at, entry in enumerate(entries)
-            if (entry.durable or latest[entry.job_id] == at) and any(map(entry.matches, filters))
+            if entry.durable or (latest[entry.job_id] == at and entry.event.version > self._told.get(entry.job_id, 0))
+            if any(map(entry.matches, filters))
         ]
         frames = await entry_frames(self.client, wanted, prefix=self.prefix)
         return list(map(Strip, wanted, frames))
