@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self, TypeVar
@@ -88,14 +88,15 @@ def trouble(
 
 
 class Proxy:
-    """Passes connections to `target`, a port of this machine, each to its own fate. Use it with `with`.
+    """Passes connections to one of its `targets`, ports of this machine, each to its own fate. Use it with `with`.
 
-    The nth connection's fate depends on `seed` and n alone. `target` and `fates` may be changed at any time, and count
-    for the connections that come. `happened` counts the ends that came; `connections` is how many there were.
+    Where nobody listens the next target is tried. The nth connection's fate, and its target, depend on `seed` and n
+    alone. `targets` and `fates` may be changed at any time, and count for the connections that come. `happened` counts
+    the ends that came; `connections` is how many there were.
     """
 
-    def __init__(self, target: int, *, seed: int = 0, fates: Fates = harmless) -> None:
-        self.target, self.fates, self.seed = target, fates, seed
+    def __init__(self, *targets: int, seed: int = 0, fates: Fates = harmless) -> None:
+        self.targets, self.fates, self.seed = targets, fates, seed
         self.port = 0
         self.connections = 0
         self.happened: Counter[End] = Counter()
@@ -155,7 +156,9 @@ class Proxy:
         return len(links)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        fate = self.fates(random.Random(f"{self.seed}/{self.connections}"))
+        chance = random.Random(f"{self.seed}/{self.connections}")
+        fate = self.fates(chance)
+        targets = chance.sample(self.targets, len(self.targets))
         self.connections += 1
         link = _Link(fate, self._note, reader, writer)
         task = asyncio.current_task()
@@ -164,7 +167,7 @@ class Proxy:
         self._note()
         try:
             with contextlib.suppress(asyncio.CancelledError):  # by `_stop`; asyncio would print it as an error
-                await link.run(self.target)
+                await link.run(targets)
         finally:
             del self._links[task]
             self._note()
@@ -187,14 +190,16 @@ class _Link:
         self._to_server: asyncio.StreamWriter | None = None
         self._met = End.NONE
 
-    async def run(self, target: int) -> None:
+    async def run(self, targets: Sequence[int]) -> None:
         """Until both sides have ended."""
         if self._fate.end == End.REFUSE:
             self.meet(End.REFUSE)
             return
-        try:
-            server, self._to_server = await asyncio.open_connection("127.0.0.1", target)
-        except OSError:  # nobody listens there: the client is to see the same
+        for target in targets:
+            with contextlib.suppress(OSError):
+                server, self._to_server = await asyncio.open_connection("127.0.0.1", target)
+                break
+        else:  # nobody listens: the client is to see the same
             _reset(self._to_client)
             return
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -231,3 +232,18 @@ def hog_again(job: JobContext, where: str) -> int:
     if job.attempt == 1:
         feast()
     return os.getpid()
+
+
+@task
+async def speaking(job: JobContext, where: str, steps: int) -> int:
+    """Log lines, chunks and progress in an order that the job's id decides; the progress names the attempt."""
+    begin(job, where)
+    chance = random.Random(job.id)
+    for step in range(steps):
+        job.progress(step + 1, steps, str(job.attempt))
+        for _ in range(chance.randrange(3)):
+            job.log(f"step {step} " + "x" * chance.randrange(100))
+        if chance.randrange(2):
+            job.chunk({"step": step, "attempt": job.attempt})
+        await asyncio.sleep(chance.uniform(0, 0.15))
+    return job.attempt

@@ -80,9 +80,9 @@ class Fleet:
         """A worker process. It is ready when it has announced itself in Redis."""
         return self._start("worker", "jobstream_workers.main", settings)
 
-    def start_api(self) -> Member:
-        """An API process at `url`: the one before must have ended."""
-        return self._start("api", "jobstream_api.main", {"port": str(self.port)})
+    def start_api(self, **settings: str) -> Member:
+        """An API process, at `url` unless `port` says otherwise: the one before must have ended."""
+        return self._start("api", "jobstream_api.main", {"port": str(self.port)} | settings)
 
     def close(self) -> None:
         """End all processes."""
