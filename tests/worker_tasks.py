@@ -122,6 +122,9 @@ class Hopeless(Unlucky):
     """Not worth another attempt, although its parent is."""
 
 
+A_WHILE = 60.0
+"""Longer than any test waits; an event loop that is closed waits for its coroutines, and must not do so for ever."""
+
 THRICE = RetryPolicy(attempts=3, backoff=0.01, jitter=0, give_up_on=(Hopeless,))
 
 
@@ -235,7 +238,7 @@ async def stubborn(job: JobContext, times: int) -> str:
     for number in range(times):
         job.log(f"{number}")
         with suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
+            await asyncio.sleep(A_WHILE)
     job.log("yields")
     await asyncio.Event().wait()
     return "never"
@@ -249,7 +252,8 @@ async def never_stops(job: JobContext) -> None:
         told += 1
         job.log(f"told {told} times")
         with suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
+            await asyncio.sleep(A_WHILE)
+            return
 
 
 @task(timeout=0.2, name="slow-thread")
