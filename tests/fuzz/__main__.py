@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["jobstream", "jobstream_api", "python_m
     from jobstream.events import parse_event_id
     from jobstream_api.body import _parts
     from jobstream_api.preferences import parse_preferences
-    from jobstream_api.routes.results import _idempotency_key
+    from jobstream_api.routes.results import idempotency_key
 
 BOUNDARY = b"b"
 
@@ -51,7 +51,7 @@ def one_input(data: bytes) -> None:
             case 1:
                 parse_event_id(text)
             case 2:
-                _idempotency_key(Request({"type": "http", "headers": [(b"idempotency-key", rest)]}))
+                idempotency_key(Request({"type": "http", "headers": [(b"idempotency-key", rest)]}))
             case 3:
                 store._decode_cursor(text)
             case _:
