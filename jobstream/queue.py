@@ -71,10 +71,10 @@ _SLICE = 250
 
 ALL_JOBS = JobFilter()
 
-_submit = Script("submit", uses=["store"])
-_submit_many = Script("submit_many", uses=["store"])
-_cancel = Script("cancel")
-_rerun = Script("rerun")
+_submit = Script("submit", uses=["turns", "store"])
+_submit_many = Script("submit_many", uses=["turns", "store"])
+_cancel = Script("cancel", uses=["turns"])
+_rerun = Script("rerun", uses=["turns"])
 
 CANCELLED = msgspec.json.encode(job_problem(CancelledByClient("cancelled by client"), attempt=0))
 

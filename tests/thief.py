@@ -11,7 +11,7 @@ from jobstream.cancellation import cancel
 from jobstream.scripts import Script
 from tests.acceptance.service import free_port
 
-_CLAIM = Script("claim").sha.encode()
+_CLAIM = Script("claim", uses=["turns"]).sha.encode()
 
 Manner = Literal["cuts", "holds"]
 

@@ -22,11 +22,13 @@ elseif redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 1 then
   redis.call('PUBLISH', CONTROL .. (redis.call('HGET', record, 'worker') or ''), 'cancel ' .. id)
 else
   verdict = 'cancelled'
-  local queue, task = redis.call('HGET', record, 'queue'), redis.call('HGET', record, 'task') or ''
+  local about = redis.call('HMGET', record, 'queue', 'task', 'owner')
+  local queue, task, owner = about[1], about[2] or '', about[3]
   redis.call('ZREM', PROMOTE .. queue, id)
   redis.call('ZREM', PARKED .. task, id)
   redis.call('ZREM', left_key(queue, task), id)
   if purge then redis.call('HSET', record, 'purge', '1') end
+  if owner then turns().leave(queue, owner, id, now_ms()) end
   stored = finish(id, KEYS[1], 'cancelled', now_ms(), 'error', ARGV[3])
 end
 stored = stored or redis.call('HGETALL', record)

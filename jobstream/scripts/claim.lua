@@ -4,7 +4,8 @@
 --       6 claim's number, 7 the last number that the worker has heard an answer to (0, 0: not numbered)
 --       8 tasks that the worker has, each between two spaces ('': all)   9 how long a job may wait for its task (ms)
 --       10 how many suspects at most   11 a job is one after so many crashes
---       12… task, most that may run, task, most that may run, … for the tasks with `max_running`
+--       12 how many jobs of an owner may run, unless something else was set for it (0: any number)
+--       13… task, most that may run, task, most that may run, … for the tasks with `max_running`
 -- Returns {-2} for a claim that a later one, or itself, has overtaken: it takes nothing. Else {ms until the next due entry
 -- or -1, {id, token, attempt, payload or '', timeout or '', stop, known, crashes, spent,
 -- taken over, waited (ms)}, …}:
@@ -43,13 +44,33 @@ end
 local grace = after_outage(now, lease)
 
 local most = {}
-for at = 12, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
+for at = 13, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
 
 -- Jobs of a task whose worker died no longer count, and a limit may have been raised: those held back fill what is free.
 for task, allowed in pairs(most) do
   -- After an outage leases have run out whose holders live.
   if not grace then redis.call('ZREMRANGEBYSCORE', RUNNING .. task, '-inf', whole(now)) end
   if limit > 0 and redis.call('EXISTS', PARKED .. task) == 1 then unpark(PARKED .. task, allowed - redis.call('ZCARD', RUNNING .. task)) end
+end
+
+local all_turns
+local function turn()
+  all_turns = all_turns or turns()
+  return all_turns
+end
+
+-- Of the owners that have jobs waiting in rooms a few are looked after.
+for _, owner in ipairs(redis.call('SRANDMEMBER', ROOMS .. queue_name, 3)) do turn().look_after(queue_name, owner, now) end
+
+-- True when the job may run beside the others of its owner that run already.
+local tidied = {}
+local function owner_may_run(owner, id)
+  local allowed = turn().limits(owner).running or tonumber(ARGV[12])
+  if allowed == 0 then return true end
+  local running = RUNNING .. '=' .. owner
+  if not tidied[owner] and not grace then redis.call('ZREMRANGEBYSCORE', running, '-inf', whole(now)) end
+  tidied[owner] = true
+  return redis.call('ZCARD', running) < allowed or redis.call('ZSCORE', running, id)
 end
 
 local verdicts = {}
@@ -112,23 +133,45 @@ local held_back = 0
 -- False when the entry stays where it is, true when it has moved on: taken, or held back.
 local function take(id, due)
   local record = RECORD .. id
-  local old = redis.call('HMGET', record, 'status', 'timeout', 'task', 'worker', 'crashes', 'created_at', 'spent', 'version', 'run_at')
+  local old = redis.call('HMGET', record, 'status', 'timeout', 'task', 'worker', 'crashes', 'created_at', 'spent', 'version', 'run_at',
+    'owner', 'priority')
+  local owner = old[10]
   local taken_over = old[4] and (old[1] == 'running' or old[1] == 'cancelling')
   if taken_over and grace then return false end
   local stop = old[1] == 'cancelling' or (aborts and redis.call('ZSCORE', ARQ_ABORT, id))
   local crashes = tonumber(old[5] or 0) + (taken_over and 1 or 0)
   if not stop then
+    if owner and not taken_over then
+      due = turn().seat(queue_name, owner, id, score(tonumber(old[9] or old[6]), old[11]), now)
+      if not due then
+        held_back = held_back + 1
+        return true
+      end
+    end
     if old[3] and not knows(old[3]) and leave(id, old[3], due) then
+      if owner then turn().leave(queue_name, owner, id, now) end
       held_back = held_back + 1
       return true
     end
-    if crashes >= suspect_from and suspects < 1 then return false end
+    if crashes >= suspect_from and suspects < 1 then
+      if owner then turn().leave(queue_name, owner, id, now) end
+      return false
+    end
+    if owner and not owner_may_run(owner, id) then return false end
     if not may_run(id, old[3], due) then
+      if owner then turn().leave(queue_name, owner, id, now) end
       held_back = held_back + 1
       return true
     end
     if crashes >= suspect_from then suspects = suspects - 1 end
     if lacked[old[3]] then redis.call('ZREM', left_key(queue_name, old[3]), id) end
+  end
+  if owner then
+    turn().leave(queue_name, owner, id, now)
+    if (turn().limits(owner).running or tonumber(ARGV[12])) > 0 then
+      redis.call('ZADD', RUNNING .. '=' .. owner, whole(now + lease), id)
+      redis.call('PEXPIRE', RUNNING .. '=' .. owner, 86400000)
+    end
   end
   local payload = redis.call('GET', ARQ_JOB .. id)
   local attempt = redis.call('INCR', ARQ_RETRY .. id)
@@ -168,7 +211,7 @@ end
 -- Entries that a stock worker runs stay due: look past them, but not without end (one script must not block Redis).
 local staying, page = 0, limit
 while #answer <= limit and staying + held_back < 2000 do
-  local due = redis.call('ZRANGEBYSCORE', queue, '-inf', whole(now), 'WITHSCORES', 'LIMIT', staying, page)
+  local due = redis.call('ZRANGEBYSCORE', queue, '-inf', '(' .. whole(now + 1), 'WITHSCORES', 'LIMIT', staying, page)
   if not due[1] then break end
   for at = 1, #due, 2 do
     if #answer > limit then break end
@@ -185,7 +228,7 @@ if number > 0 and #answer > 1 then
     'PX', 3600000)
 end
 if left then redis.call('PUBLISH', WAKE .. queue_name, '') end
-local next_due = redis.call('ZRANGEBYSCORE', queue, '(' .. whole(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local next_due = redis.call('ZRANGEBYSCORE', queue, whole(now + 1), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if next_due[2] then answer[1] = math.max(0, math.ceil(tonumber(next_due[2]) - now)) end
 if held_back > 0 and staying + held_back >= 2000 then answer[1] = 0 end -- there may be more behind them
 local promote = redis.call('ZRANGE', PROMOTE .. queue_name, 0, 0, 'WITHSCORES')

@@ -191,8 +191,11 @@ local function unpark(held_back, count)
   end
 end
 
--- One job of the task less runs: one that was held back for it may go.
-local function leave_running(id, task)
+-- One job of the task less runs: one that was held back for it may go. The owner's next one is due already.
+local function leave_running(id, task, owner)
+  if owner and redis.call('ZREM', RUNNING .. '=' .. owner, id) == 1 then
+    redis.call('PUBLISH', WAKE .. (redis.call('HGET', RECORD .. id, 'queue') or ''), id)
+  end
   if task and redis.call('ZREM', RUNNING .. task, id) == 1 then unpark(PARKED .. task, 1) end
 end
 
@@ -225,7 +228,7 @@ local function finish(id, queue, status, now, ...)
   redis.call('DEL', ARQ_JOB .. id, ARQ_IN_PROGRESS .. id, ARQ_RETRY .. id)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', ARQ_ABORT, id)
-  leave_running(id, old[5])
+  leave_running(id, old[5], old[10])
   if not old[4] then
     tell(id, version, 'done', status, now, old[1])
     keep_until(id, deadline, expiry_member(id, old[5], old[6], old[10], old[11]))
@@ -265,11 +268,11 @@ local function give_back(id, queue_name, now)
   local record = RECORD .. id
   local attempt = redis.call('DECR', ARQ_RETRY .. id)
   redis.call('DEL', ARQ_IN_PROGRESS .. id)
-  local old = redis.call('HMGET', record, 'created_at', 'priority', 'task')
+  local old = redis.call('HMGET', record, 'created_at', 'priority', 'task', 'owner')
   redis.call('ZADD', queue_key(queue_name), whole(score(tonumber(old[1]), old[2])), id)
   redis.call('HSET', record, 'attempt', attempt)
   redis.call('HDEL', record, 'worker', 'token', 'started_at', 'progress')
-  leave_running(id, old[3])
+  leave_running(id, old[3], old[4])
   set_status(id, 'queued', now)
   redis.call('PUBLISH', WAKE .. queue_name, id)
 end

@@ -12,8 +12,9 @@ for at = 2, #ARGV, 3 do
   else
     redis.call('SET', ARQ_IN_PROGRESS .. id, ARGV[at + 1], 'PX', lease) -- set, not expire: it may have run out
     redis.call('ZADD', ARGV[at + 2], 'XX', whole(now + tonumber(lease)), id)
-    local record = redis.call('HMGET', RECORD .. id, 'status', 'task')
+    local record = redis.call('HMGET', RECORD .. id, 'status', 'task', 'owner')
     if record[2] then redis.call('ZADD', RUNNING .. record[2], 'XX', whole(now + tonumber(lease)), id) end
+    if record[3] then redis.call('ZADD', RUNNING .. '=' .. record[3], 'XX', whole(now + tonumber(lease)), id) end
     if record[1] == 'cancelling' or redis.call('ZSCORE', ARQ_ABORT, id) then
       answer[#answer + 1] = id
       answer[#answer + 1] = 'cancel'

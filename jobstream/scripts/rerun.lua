@@ -16,7 +16,13 @@ redis.call('ZREM', ARQ_ABORT, id) -- stock arq marks jobs that have ended, too
 redis.call('HSET', record, 'spent', old[3] or 0)
 redis.call('HDEL', record, 'payload', 'error', 'result', 'finished_at', 'expires_at', 'started_at', 'worker', 'progress',
   'crashes')
-redis.call('ZADD', KEYS[1], whole(score(now, redis.call('HGET', record, 'priority'))), id)
+local about = redis.call('HMGET', record, 'priority', 'owner')
+if about[2] then
+  local function add(zset, at, member) redis.call('ZADD', zset, at, member) end
+  turns().enter(ARGV[2], about[2], id, now, tonumber(about[1] or 0), now, add)
+else
+  redis.call('ZADD', KEYS[1], whole(score(now, about[1])), id)
+end
 set_status(id, 'queued', now)
 keep_until(id, now + tonumber(ARGV[3]))
 redis.call('PUBLISH', WAKE .. ARGV[2], id)

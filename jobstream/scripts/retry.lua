@@ -23,15 +23,15 @@ end
 if not holds(id, ARGV[2]) then return 0 end
 local record, now = RECORD .. id, now_ms()
 local due = now + tonumber(ARGV[3])
-local old = redis.call('HMGET', record, 'errors', 'task', 'status', 'priority')
+local old = redis.call('HMGET', record, 'errors', 'task', 'status', 'priority', 'owner')
 if old[3] == 'cancelling' or redis.call('ZSCORE', ARQ_ABORT, id) then return 0 end
 redis.call('HSET', record, 'error', ARGV[4], 'errors', (old[1] and old[1] .. ',' or '') .. ARGV[4], 'run_at', whole(due))
 redis.call('HDEL', record, 'token', 'worker')
 redis.call('DEL', ARQ_IN_PROGRESS .. id)
 redis.call('ZADD', KEYS[1], whole(due), id)
-if old[4] then redis.call('ZADD', PROMOTE .. ARGV[5], whole(due), id) end
+if old[4] and not old[5] then redis.call('ZADD', PROMOTE .. ARGV[5], whole(due), id) end
 set_status(id, 'retrying', now, ',"run_at":"' .. rfc3339(due) .. '","error":' .. ARGV[4])
-leave_running(id, old[2])
+leave_running(id, old[2], old[5])
 local live = due + tonumber(ARGV[6])
 if now + redis.call('PTTL', record) < live then
   keep_until(id, live)

@@ -1,9 +1,9 @@
 -- Used by submit and submit_many: store one new job and put it on its queue: record, log, indexes, arq's keys and event.
--- Arguments: now (ms), add (a function that adds a member to a zset: key, score, member), the queue's zset, id, queue's
--- name, task, payload, delay (ms), run at (ms, 0: now), how long it may wait (ms), tags, separated by spaces, and from
+-- Arguments: now (ms), add (a function that adds a member to a zset: key, score, member), `enter` (turns.lua has it, for
+-- jobs with an owner), the queue's zset, id, queue's name, task, payload, delay (ms), run at (ms, 0: now), how long it may wait (ms), tags, separated by spaces, and from
 -- where to where in ARGV more fields of the record are: name, value, …
 -- Returns when it is due (ms). The wake-up is the caller's.
-local now, add, queue, id, queue_name, task, payload, delay, run_at, live, tags, from, to = ...
+local now, add, enter, queue, id, queue_name, task, payload, delay, run_at, live, tags, from, to = ...
 local record, created_at = RECORD .. id, whole(now)
 local due = math.max(now + tonumber(delay), tonumber(run_at))
 local status = due > now and 'scheduled' or 'queued'
@@ -18,7 +18,9 @@ end
 if due > now then
   redis.call('HSET', record, 'run_at', whole(due))
   add(queue, whole(due), id)
-  if priority ~= 0 then add(PROMOTE .. queue_name, whole(due), id) end
+  if priority ~= 0 and not owner then add(PROMOTE .. queue_name, whole(due), id) end
+elseif owner then
+  enter(queue_name, owner, id, due, priority, now, add)
 else
   add(queue, whole(score(due, priority)), id)
 end

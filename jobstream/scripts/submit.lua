@@ -23,7 +23,8 @@ if ARGV[10] ~= '' then
 end
 if tonumber(ARGV[9]) > 0 and now > tonumber(ARGV[9]) then return {'late', now} end
 local function add(zset, score, member) redis.call('ZADD', zset, score, member) end
-local due = store(now, add, KEYS[1], id, queue_name, task, ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], 12, #ARGV)
+local function enter(...) turns().enter(...) end
+local due = store(now, add, enter, KEYS[1], id, queue_name, task, ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], 12, #ARGV)
 if ARGV[10] ~= '' then
   redis.call('DEL', key)
   redis.call('HSET', key, 'print', ARGV[11], unpack(redis.call('HGETALL', record)))

@@ -57,10 +57,16 @@ local function add(zset, score, member)
   end
 end
 
+local all_turns
+local function enter(...)
+  all_turns = all_turns or turns()
+  all_turns.enter(...)
+end
+
 local wakes = {}
 for _, at in ipairs(jobs) do
   local id, queue_name = ARGV[at], ARGV[at + 1]
-  store(now, add, queue_key(queue_name), id, queue_name, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[2],
+  store(now, add, enter, queue_key(queue_name), id, queue_name, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[2],
     ARGV[at + 6], at + 8, at + 7 + tonumber(ARGV[at + 7]))
   wakes[queue_name] = id
 end

@@ -39,6 +39,8 @@ async def stored(client: ArqRedis) -> dict[str, object]:
         elif kind == "list":
             entries = await client.lrange(key, 0, -1)  # type: ignore[misc]
             value = [(*entry.split(b" ", 3)[:2], entry.split(b" ", 3)[3]) for entry in entries]
+        elif kind == "set":
+            value = await client.smembers(key)  # type: ignore[misc]
         else:
             value = deserialize(await client.get(key)) | {"et": 0}
         found[name] = (kind, value, await client.pttl(key) > 0)
@@ -65,9 +67,10 @@ async def test_a_batch_leaves_what_single_submits_leave(queue: Queue, client: Ar
     assert (scheduled.status, plain.status, plain.run_at) == (JobStatus.SCHEDULED, JobStatus.QUEUED, None)
     assert scheduled.run_at is not None
     assert (scheduled.run_at - scheduled.created_at).total_seconds() == 60
-    urgent = await client.zscore(keys.queue("default"), "d")
+    urgent = await client.zscore(keys.SEATS + "default ada", "d")
     assert urgent is not None
     assert urgent == pytest.approx(plain.created_at.timestamp() * 1000 - 3e9)
+    assert await client.zrange(keys.ROOM + "default ada", 0, -1) == [b"e"]
 
 
 async def test_every_job_has_its_event_and_each_queue_one_wake_up(queue: Queue, client: ArqRedis) -> None:

@@ -20,7 +20,7 @@ WEEK_SECONDS = 604_800.0
 
 _STALE = -2
 
-_claim = Script("claim")
+_claim = Script("claim", uses=["turns"])
 
 
 class StaleClaim(Exception):
@@ -87,12 +87,14 @@ async def claim(
     tasks: str = "",
     missing: float = WEEK_SECONDS,
     suspects: Suspects = ANY_SUSPECTS,
+    owner_running: int = 0,
 ) -> tuple[list[ClaimedJob], float | None]:
     """Claim up to `slots` due jobs of a queue for `lease` seconds.
 
     `limits`: task → how many of its jobs may run at once. `tasks`: `task_list` of what the worker has (empty: all);
     jobs of others are left to other workers, unless they have waited for `missing` seconds and no such worker was heard
-    of for as long. Without numbers, what a lost answer took is found when its lease has ended.
+    of for as long. `owner_running`: how many jobs of an owner may run at once, unless something else was set for it; 0:
+    any number. Without numbers, what a lost answer took is found when its lease has ended.
 
     Gives the jobs, and the seconds until the next entry of the queue is due (None: nothing waits for a time). Raises
     StaleClaim.
@@ -113,6 +115,7 @@ async def claim(
             round(missing * 1000),
             suspects.most,
             suspects.crashes,
+            owner_running,
             *most,
         ],
     )

@@ -42,7 +42,7 @@ HORIZON = timedelta(days=365)
 
 TAG = "cron"
 
-_cron = Script("cron", uses=["store", "submit"])
+_cron = Script("cron", uses=["turns", "store", "submit"])
 
 _WITHDRAWN = msgspec.json.encode(job_problem(CancelledByClient("the task's schedule has changed"), attempt=0))
 

@@ -37,6 +37,12 @@ class WorkerSettings(RedisSettings, FileSettings):
     max_crashes: int = Field(
         3, ge=1, description="A job whose worker died so many times fails instead of being run again."
     )
+    tenant_running: int = Field(
+        0,
+        ge=0,
+        description="Jobs of one tenant that run at once, in all workers together; 0: any number. "
+        "`jobstream limits set` has another for single tenants.",
+    )
     missing_task_seconds: float = Field(
         86_400.0,
         ge=0,

@@ -231,6 +231,7 @@ class Worker(ArqWorker):
                 limits=self._limits,
                 numbers=numbers,
                 tasks=self._task_list,
+                owner_running=settings.tenant_running,
                 missing=settings.missing_task_seconds,
                 # One more crash would be the last. Of those together in one worker one is guilty, and all would fail.
                 suspects=Suspects(last_crash, int(not self._suspects)) if last_crash else ANY_SUSPECTS,
