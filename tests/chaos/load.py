@@ -110,7 +110,7 @@ class Load:
                 except httpx2.TransportError:
                     pass
                 else:
-                    if response.status_code != 503:
+                    if response.status_code != 503 and "idempotency-in-flight" not in response.text:
                         return response
                 await asyncio.sleep(0.1)
 
