@@ -1,6 +1,6 @@
 # `make demo` shows jobstream, `make test` proves it. Either one starts from a bare checkout: all that they need is
-# Python 3.11+, make and, for the tests, a Redis server, Chromium and Node.js (which are installed where that can be
-# done without asking).
+# Python 3.11+, make and, for the tests, a Redis server, nginx, Chromium and Node.js (which are installed where that can
+# be done without asking).
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -16,7 +16,7 @@ dev: setup ## API, worker and Redis on this machine, until Ctrl-C
 	@exec .venv/bin/jobstream dev
 
 test: ## every test, against a real Redis and in a real browser (ARGS="-k words")
-	@scripts/setup --dev --redis --browser
+	@scripts/setup --dev --redis --browser --nginx
 	@exec .venv/bin/pytest $(ARGS)
 
 .PHONY: chaos

@@ -98,6 +98,12 @@ def test_where_ci_is_set_a_missing_browser_is_an_error_before_anything_is_made(m
     assert not (machine.checkout / ".venv").exists()
 
 
+def test_where_ci_is_set_a_missing_nginx_is_an_error(machine: Machine) -> None:
+    finished = machine.setup("--dev", "--nginx", PYTHON=sys.executable, CI="true")
+    assert finished.returncode == 1
+    assert "the tests behind a proxy need one: put nginx on PATH" in finished.stderr
+
+
 def test_a_node_that_is_too_old_is_none(machine: Machine) -> None:
     machine.add("chromium", "#!/bin/sh\n")
     machine.add("npm", "#!/bin/sh\n")
