@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterable, Iterable, Sized
-from typing import Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import msgspec
 from pydantic import BaseModel
@@ -14,6 +14,9 @@ from jobstream.files import FileStore
 from jobstream.gauge import AsyncTracked, Gauge, Tracked, plain_number
 from jobstream.outbox import Outbox, Room
 from jobstream.progress import ITEMS_KEPT
+
+if TYPE_CHECKING:  # a child process starts without redis-py
+    from jobstream.owned import OwnedQueue
 
 T = TypeVar("T")
 
@@ -29,7 +32,7 @@ class JobContext(Gauge):
     (but see `chunk`): words are put into an outbox, coalesced, and written by the worker.
     """
 
-    __slots__ = ("_cancelled", "_outbox", "attempt", "files", "id", "max_attempts", "task")
+    __slots__ = ("_cancelled", "_outbox", "_queue", "attempt", "files", "id", "max_attempts", "task")
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class JobContext(Gauge):
         outbox: Outbox,
         files: FileStore,
         cancelled: threading.Event | None = None,
+        queue: OwnedQueue | None = None,
     ) -> None:
         self.id = job_id
         """The job's id."""
@@ -56,11 +60,19 @@ class JobContext(Gauge):
         self._outbox = outbox
         outbox.gauge = self
         self._cancelled = cancelled or threading.Event()
+        self._queue = queue
 
     @property
     def cancelled(self) -> bool:
         """True as soon as the job was told to stop. Long `def` tasks look at it; `progress` and `track` do so too."""
         return self._cancelled.is_set()
+
+    @property
+    def queue(self) -> OwnedQueue:
+        """Other jobs: those of this job's owner. For `async def` tasks only; elsewhere it raises RuntimeError."""
+        if self._queue is None:
+            raise RuntimeError("job.queue speaks to Redis on the worker's event loop: it is for `async def` tasks")
+        return self._queue
 
     def raise_if_cancelled(self) -> None:
         """Raise `JobCancelled` if the job was told to stop."""

@@ -335,26 +335,38 @@ class Queue:
         page = await store.list_records(self.client, wanted, limit=limit, cursor=cursor)
         return [self._job(record) for record in page.records], page.next_cursor
 
-    async def cancel(self, job_id: str, *, owner: str | None = None) -> Outcome:
-        """Stop the job: one that waits is cancelled at once, one that runs is told so. Raises JobNotFound, JobGone."""
-        return await self._stop(job_id, owner, purge=False)
+    async def cancel(self, job_id: str, *, owner: str | None = None, only: str | None = None) -> Outcome:
+        """Stop the job: one that waits is cancelled at once, one that runs is told so.
+
+        Raises JobNotFound, JobGone, and JobConflict for one that is not in the state `only` (None: in any).
+        """
+        return await self._stop(job_id, owner, purge=False, only=only)
 
     async def purge(self, job_id: str, *, owner: str | None = None) -> Outcome:
         """Stop the job and remove its record (a running one: when it has stopped). Raises JobNotFound, JobGone."""
         return await self._stop(job_id, owner, purge=True)
 
-    async def retry(self, job_id: str, *, owner: str | None = None) -> Job:
+    async def retry(self, job_id: str, *, owner: str | None = None, ended_before: datetime | None = None) -> Job:
         """Run a failed or cancelled job again: the same id, attempts counted on. Raises JobNotFound, JobGone,
-        JobConflict."""
+        JobConflict, also for one that ended after `ended_before`."""
         queue = await self._queue_of(job_id, owner)
         answer = await _rerun(
-            self.client, key_names=[keys.queue(queue)], args=[job_id, queue, round(LIVE_SECONDS * 1000)]
+            self.client,
+            key_names=[keys.queue(queue)],
+            args=[
+                job_id,
+                queue,
+                round(LIVE_SECONDS * 1000),
+                round(ended_before.timestamp() * 1000) if ended_before else "",
+            ],
         )
         if not answer:
             raise await self.missing(job_id, owner=owner)
         verdict, stored = answer
         if verdict == b"lost":
             raise JobConflict(f"Job {job_id} cannot be run again: its input was not kept")
+        if verdict == b"newer":
+            raise JobConflict(f"Job {job_id} has ended since")
         if verdict != b"again":
             raise JobConflict(f"Job {job_id} is {verdict.decode()}; only a failed or cancelled one is run again")
         return self._job(pairs(stored))
@@ -368,14 +380,16 @@ class Queue:
             raise await self.missing(job_id, owner=owner)
         return queue.decode()
 
-    async def _stop(self, job_id: str, owner: str | None, *, purge: bool) -> Outcome:
+    async def _stop(self, job_id: str, owner: str | None, *, purge: bool, only: str | None = None) -> Outcome:
         queue = await self._queue_of(job_id, owner)
         answer = await _cancel(
-            self.client, key_names=[keys.queue(queue)], args=[job_id, "1" if purge else "", CANCELLED]
+            self.client, key_names=[keys.queue(queue)], args=[job_id, "1" if purge else "", CANCELLED, only or ""]
         )
         if not answer:
             raise await self.missing(job_id, owner=owner)
         verdict, stored = answer
+        if verdict == b"other":
+            raise JobConflict(f"Job {job_id} is not {only}")
         return Outcome(job=self._job(pairs(stored)), stopping=verdict == b"cancelling", was_done=verdict == b"done")
 
     async def missing(self, job_id: str, *, owner: str | None = None) -> JobNotFound | JobGone:

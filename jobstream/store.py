@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from jobstream import keys
 from jobstream.errors import InvalidParameter
-from jobstream.job import FINAL, JobStatus, Record, pairs
+from jobstream.job import FINAL, Job, JobStatus, Record, pairs
 from jobstream.scripts import Script
 
 PAGE_MAX = 1_000
@@ -129,6 +129,11 @@ async def sweep(client: Redis, *, queues: Sequence[str], limit: int = 500) -> li
     queue_keys = [keys.queue(name) for name in queues]
     gone: list[bytes] = await _sweep(client, args=[limit, ABORT_MARK_MS, *queue_keys])
     return [job_id.decode() for job_id in gone]
+
+
+def cursor_at(job: Job) -> str:
+    """The cursor of a page that begins with the jobs of the job's millisecond: what came later is not in it."""
+    return _encode_cursor(str(round(job.created_at.timestamp() * 1000)), "~")  # behind every id
 
 
 def _encode_cursor(created: str, job_id: str) -> str:

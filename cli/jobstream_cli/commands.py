@@ -63,7 +63,7 @@ async def submit(
         click.echo(handle.id, err=True)
         view = JobView(handle.id, order.task)
         display: Display = Silent() if follow == "wait" or as_json else choose_display([view], sys.stderr)
-        await _follow(service, client, [view], display, timeout=timeout)
+        await follow_to_the_end(service, client, [view], display, timeout=timeout)
         if as_json and view.fault is None:
             _print(_dump(view.job or await handle.get()))
         elif view.status == JobStatus.SUCCEEDED:
@@ -78,7 +78,7 @@ async def watch(
     views = [JobView(job_id) for job_id in ids]
     display: Display = Ndjson(sys.stdout) if as_json else choose_display(views, sys.stderr, logs=logs)
     async with Client(service.url, token=service.token) as client:
-        await _follow(service, client, views, display, timeout=timeout)
+        await follow_to_the_end(service, client, views, display, timeout=timeout)
     return worst(view.exit for view in views)
 
 
@@ -125,7 +125,7 @@ async def change(
     return worst(codes)
 
 
-async def _follow(
+async def follow_to_the_end(
     service: Service, client: Client, views: Sequence[JobView], display: Display, *, timeout: float | None
 ) -> None:
     """Follow to the end; whoever leaves early is told that the jobs go on, and how to come back."""

@@ -5,17 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import Literal, NoReturn, TextIO
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Literal, NoReturn, TextIO, TypeVar
 
 import click
 
 from jobstream_cli.exits import Exit
 from jobstream_cli.service import DEFAULT_URL, Service
 
+LIVE = "scheduled queued running retrying".split()
 STATUSES = "scheduled queued running retrying cancelling succeeded failed cancelled".split()
 
 SCOPES = "submit read cancel admin".split()
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def matching(command: Command) -> Command:
+    """Options that say which jobs."""
+    for option in (
+        click.option("--all", "everything", is_flag=True, help="All jobs."),
+        click.option("--search", "q", metavar="WORDS", help="Jobs whose input or tags say all these words."),
+        click.option("--tag", help="Jobs with this tag."),
+        click.option("--task", help="Jobs of this task."),
+    ):
+        command = option(command)
+    return command
+
 
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON on standard output, and no progress.")
 
@@ -229,25 +245,67 @@ def show(service: Service, job_id: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, metavar="[ID...]")
+@click.option(
+    "--status", type=click.Choice(["scheduled", "queued", "retrying", "running"]), help="All jobs in this state."
+)
+@matching
 @as_json
 @click.pass_obj
-def cancel(service: Service, ids: tuple[str, ...], as_json: bool) -> None:
-    """Ask jobs to stop; `-` reads ids from standard input. Prints what became of each."""
-    from jobstream_cli import commands
+def cancel(
+    service: Service,
+    ids: tuple[str, ...],
+    status: str | None,
+    task: str | None,
+    tag: str | None,
+    q: str | None,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Ask jobs to stop: those that are named, or all that match and are there now.
 
-    _run(commands.change(service, _ids(ids), "cancel", as_json=as_json))
+    `-` reads ids from standard input; what became of each is printed. All that match are stopped by a job, which is
+    followed; Ctrl-C only stops following.
+    """
+    from jobstream_cli import bulk, commands
+
+    wanted: bulk.BulkFilter = {"status": status, "task": task, "tag": tag, "q": q, "all": everything}
+    if any(wanted.values()) == bool(ids):
+        raise click.UsageError("Name jobs, or say which: --status, --task, --tag, --search or --all.")
+    if ids:
+        _run(commands.change(service, _ids(ids), "cancel", as_json=as_json))
+    _run(bulk.change(service, "cancel", wanted, as_json=as_json))
 
 
 @cli.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, metavar="[ID...]")
+@click.option("--status", type=click.Choice(["failed", "cancelled"]), help="All jobs in this state.")
+@matching
 @as_json
 @click.pass_obj
-def retry(service: Service, ids: tuple[str, ...], as_json: bool) -> None:
-    """Run failed or cancelled jobs again, under their ids; `-` reads ids from standard input."""
-    from jobstream_cli import commands
+def retry(
+    service: Service,
+    ids: tuple[str, ...],
+    status: str | None,
+    task: str | None,
+    tag: str | None,
+    q: str | None,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Run failed or cancelled jobs again, under their ids: those that are named, or all failed ones that match.
 
-    _run(commands.change(service, _ids(ids), "retry", as_json=as_json))
+    `-` reads ids from standard input. All that match are run again by a job, which is followed; --status cancelled is
+    for jobs that were cancelled.
+    """
+    from jobstream_cli import bulk, commands
+
+    wanted: bulk.BulkFilter = {"status": status, "task": task, "tag": tag, "q": q, "all": everything}
+    if any(wanted.values()) == bool(ids):
+        raise click.UsageError("Name jobs, or say which: --status, --task, --tag, --search or --all.")
+    if ids:
+        _run(commands.change(service, _ids(ids), "retry", as_json=as_json))
+    _run(bulk.change(service, "retry", wanted, as_json=as_json))
 
 
 @cli.group()

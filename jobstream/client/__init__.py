@@ -5,7 +5,7 @@ understand is in `calls` (one request and its answer) and `stream` (events, acro
 """
 
 from jobstream.client.aio import Client, JobHandle
-from jobstream.client.calls import DEFAULT_URL, BatchItem, SubmitOptions, TaskInfo
+from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, SubmitOptions, TaskInfo
 from jobstream.client.errors import (
     ClientError,
     FieldProblem,
@@ -27,6 +27,7 @@ from jobstream.client.sync import SyncClient, SyncJobHandle
 __all__ = [
     "DEFAULT_URL",
     "BatchItem",
+    "BulkFilter",
     "Client",
     "ClientError",
     "Event",

@@ -13,7 +13,7 @@ import httpx2
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
 from jobstream.client import calls
-from jobstream.client.calls import DEFAULT_URL, BatchItem, Call, SubmitOptions, TaskInfo
+from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
 from jobstream.client.stream import Event, Following, Policy
 from jobstream.job import Job
@@ -80,6 +80,20 @@ class Client:
         """
         ids = await self._send(calls.submit_batch(items, idempotency_key=idempotency_key))
         return [JobHandle(self, job_id) for job_id in ids]
+
+    async def cancel_jobs(self, **wanted: Unpack[BulkFilter]) -> JobHandle:
+        """Cancel all jobs that match and are there now, by a job: its result counts `matched`, `changed`, `skipped`.
+
+        Raises `Rejected` for a filter that says nothing, unless it says `all=True`.
+        """
+        return JobHandle(self, (await self._send(calls.change_all("cancel", wanted))).id)
+
+    async def retry_jobs(self, **wanted: Unpack[BulkFilter]) -> JobHandle:
+        """Run all jobs again that match and have failed by now, or with `status="cancelled"` were cancelled.
+
+        As `cancel_jobs`.
+        """
+        return JobHandle(self, (await self._send(calls.change_all("retry", wanted))).id)
 
     def job(self, job_id: str) -> JobHandle:
         """The handle of a job whose id is known. Asks nobody."""

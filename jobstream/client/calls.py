@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Required, TypedDict, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, Required, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -67,6 +68,16 @@ class BatchItem(TypedDict, total=False):
     tags: Sequence[str]
     timeout: float | None
     ttl: float | None
+
+
+class BulkFilter(TypedDict, total=False):
+    """Which jobs are meant: those that fit all of it. `all=True` is needed when nothing else is given."""
+
+    status: str | None
+    task: str | None
+    tag: str | None
+    q: str | None
+    all: bool
 
 
 class TaskInfo(BaseModel):
@@ -245,6 +256,15 @@ def cancel(job_id: str) -> Call[Job]:
 def retry(job_id: str) -> Call[Job]:
     """Run it again."""
     return Call("POST", f"{job_path(job_id)}/retry", _job)
+
+
+def change_all(order: Literal["cancel", "retry"], wanted: BulkFilter) -> Call[Job]:
+    """Hand in the job that cancels or retries all that match. Sent again when cut: it changes nothing twice."""
+    given = {name: "true" if value is True else str(value) for name, value in wanted.items() if value}
+    headers = _keyed(uuid.uuid4().hex)
+    return Call(
+        "POST", f"/jobs/{order}", _job, params=httpx2.QueryParams(given), headers=headers, resends=KEYED_RESENDS
+    )
 
 
 def purge(job_id: str) -> Call[None]:

@@ -16,7 +16,7 @@ import httpx2
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
 from jobstream.client import calls
-from jobstream.client.calls import DEFAULT_URL, BatchItem, Call, SubmitOptions, TaskInfo
+from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
 from jobstream.client.stream import Event, Following, Policy
 from jobstream.job import Job
@@ -67,6 +67,14 @@ class SyncClient:
         """As `Client.submit_batch`."""
         ids = self._send(calls.submit_batch(items, idempotency_key=idempotency_key))
         return [SyncJobHandle(self, job_id) for job_id in ids]
+
+    def cancel_jobs(self, **wanted: Unpack[BulkFilter]) -> SyncJobHandle:
+        """As `Client.cancel_jobs`."""
+        return SyncJobHandle(self, (self._send(calls.change_all("cancel", wanted))).id)
+
+    def retry_jobs(self, **wanted: Unpack[BulkFilter]) -> SyncJobHandle:
+        """As `Client.retry_jobs`."""
+        return SyncJobHandle(self, (self._send(calls.change_all("retry", wanted))).id)
 
     def job(self, job_id: str) -> SyncJobHandle:
         """The handle of a job whose id is known. Asks nobody."""

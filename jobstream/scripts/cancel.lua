@@ -1,13 +1,15 @@
 -- Stop a job: one that waits ends at once, one that runs is told so through its worker.
 -- KEYS  1 the queue's zset
 -- ARGV  1 id   2 `1` to purge it once it has ended   3 error of one that is cancelled at once (JSON)
--- Returns {} when there is no record, {'done', record} when it had ended, {'cancelled', record} when it waited,
+--       4 the only status in which to stop it, '': in any
+-- Returns {} when there is no record, {'other', record} when it has another status, {'done', record} when it had ended, {'cancelled', record} when it waited,
 -- {'cancelling', record} when it runs. A purged record is returned as it was.
 even_when_full()
 local id, purge = ARGV[1], ARGV[2] == '1'
 local record = RECORD .. id
 local status = redis.call('HGET', record, 'status')
 if not status then return {} end
+if ARGV[4] ~= '' and status ~= ARGV[4] then return {'other', redis.call('HGETALL', record)} end
 local verdict, stored
 if FINAL[status] then
   verdict = 'done'

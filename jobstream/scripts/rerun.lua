@@ -1,12 +1,13 @@
 -- Run a failed or cancelled job again: the same id, attempts counted on.
 -- KEYS  1 the queue's zset
--- ARGV  1 id   2 queue's name   3 how long it may wait (ms)
+-- ARGV  1 id   2 queue's name   3 how long it may wait (ms)   4 only if it ended by then (ms; '': whenever)
 -- Returns {} when there is no record, {'again', record}, or {its status, record} when it is in no state to be run again
--- ('lost': its payload is gone).
+-- ('lost': its payload is gone; 'newer': it ended later).
 local id, record = ARGV[1], RECORD .. ARGV[1]
-local old = redis.call('HMGET', record, 'status', 'payload', 'attempt')
+local old = redis.call('HMGET', record, 'status', 'payload', 'attempt', 'finished_at')
 if not old[1] then return {} end
 if old[1] ~= 'failed' and old[1] ~= 'cancelled' then return {old[1], redis.call('HGETALL', record)} end
+if ARGV[4] ~= '' and tonumber(old[4] or 0) > tonumber(ARGV[4]) then return {'newer', redis.call('HGETALL', record)} end
 if not old[2] then return {'lost', redis.call('HGETALL', record)} end
 local now = now_ms()
 redis.call('SET', ARQ_JOB .. id, old[2], 'PX', ARGV[3])

@@ -16,6 +16,8 @@ from jobstream.context import JobContext
 from jobstream.errors import JobCancelled
 from jobstream.files import FileStore
 from jobstream.outbox import Outbox
+from jobstream.owned import OwnedQueue
+from jobstream.queue import Queue
 from jobstream.task import Task
 from jobstream_workers.call import call, call_async
 from jobstream_workers.frames import Start
@@ -48,8 +50,12 @@ class Execution:
 class Executors:
     """The event loop, a pool of threads and a pool of processes. `kill_grace`: seconds from SIGTERM to SIGKILL."""
 
-    def __init__(self, *, threads: int, processes: int, files: FileStore, kill_grace: float = 5.0) -> None:
+    def __init__(
+        self, *, threads: int, processes: int, files: FileStore, kill_grace: float = 5.0, queue: Queue | None = None
+    ) -> None:
+        """`queue`: what coroutines reach by `JobContext.queue`."""
         self._files = files
+        self._queue = queue
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="jobstream")
         self._threads_busy = 0
         self._processes = ProcessPool(processes, files=files.root, kill_grace=kill_grace)
@@ -118,6 +124,7 @@ class Executors:
         return await self._processes.run(start, execution.outbox, execution.begun)
 
     def _context(self, execution: Execution) -> JobContext:
+        on_loop = execution.task.executor == "loop"
         return JobContext(
             execution.job_id,
             task=execution.task.name,
@@ -126,4 +133,5 @@ class Executors:
             outbox=execution.outbox,
             files=self._files.of(execution.job_id),
             cancelled=execution.cancelled,
+            queue=OwnedQueue(self._queue, execution.job_id) if self._queue is not None and on_loop else None,
         )

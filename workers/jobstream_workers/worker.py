@@ -24,6 +24,7 @@ from jobstream import catalogue, keys, store
 from jobstream.cancellation import cancel
 from jobstream.catalogue import WorkerInfo
 from jobstream.files import FileStore
+from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.serialize import deserialize, serialize
 from jobstream.task import Task
@@ -110,6 +111,7 @@ class Worker(ArqWorker):
             processes=settings.processes,
             files=self._files,
             kill_grace=settings.kill_seconds,
+            queue=Queue(self.pool),
         )
         loop = asyncio.get_running_loop()
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.responses import Response
 
+from jobstream.bulk import check_scope
 from jobstream.caller import Caller
 from jobstream.errors import (
     FieldError,
@@ -169,6 +170,7 @@ class _Reader:
         except UnknownTask as error:
             self._refuse(number, "/task", [FieldError(pointer="", detail=error.detail)])
             return None
+        check_scope(item.task, self._caller)
         if (refusal := _needs_files(validator)) is not None:
             self._refuse(number, "/task", [FieldError(pointer="", detail=refusal)])
             return None

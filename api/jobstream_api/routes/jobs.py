@@ -9,6 +9,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from jobstream.bulk import check_scope
+from jobstream.caller import Scope
 from jobstream.job import Job, JobStatus, job_from_record
 from jobstream.queue import Outcome
 from jobstream.search import parse_query
@@ -98,6 +100,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
         response_model=Job,
     )
     async def retry(job_id: str, caller: Submitter) -> Response:
+        if not caller.may(Scope.CANCEL):
+            check_scope((await service.queue.get(job_id, owner=caller.sees)).task, caller)
         return job_response(await service.queue.retry(job_id, owner=caller.sees), status=202)
 
     @router.delete(

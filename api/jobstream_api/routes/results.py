@@ -16,6 +16,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from jobstream.bulk import check_scope
 from jobstream.caller import Caller, Scope
 from jobstream.errors import InvalidParameter, JobGone, JobNotFound
 from jobstream.events import read_snapshot
@@ -87,6 +88,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         task: str, request: Request, caller: Submitter, query: Annotated[SubmitQuery, Query()]
     ) -> Response:
         validator = await service.tasks.validator(task)
+        check_scope(task, caller)
         options = query.options()
         options.check()
         key = idempotency_key(request)
