@@ -19,6 +19,8 @@ JobstreamError
 ├── UnsupportedMediaType    415  the body's media type is not accepted here
 ├── RedisUnavailable        503  Redis is away, full or read-only for the moment
 ├── IdentityUnavailable     503  the identity provider's keys cannot be read
+├── OverQuota               429  the tenant submits faster than it may
+├── QueueFull               503  the queue holds as many jobs as it may
 ├── Draining                503  the process is shutting down
 ├── InvalidOutput           500  the task's result is not what its return annotation promises
 ├── TaskRaised              500  the task raised an exception
@@ -39,6 +41,8 @@ JobCancelled (BaseException)     raised inside a running task that has been canc
 from __future__ import annotations
 
 from typing import ClassVar, TypedDict
+
+from jobstream.quota import Quota
 
 
 class FieldError(TypedDict):
@@ -251,6 +255,36 @@ class RedisUnavailable(JobstreamError):
 
     status = 503
     code = "redis-unavailable"
+
+
+class OverQuota(JobstreamError):
+    """More jobs than the quota lets through
+
+    Nothing was accepted. Try again after `Retry-After`; `RateLimit` says how many jobs may be submitted now, and
+    `RateLimit-Policy` how many in which time.
+    """
+
+    status = 429
+    code = "over-quota"
+
+    def __init__(self, detail: str = "", *, quota: Quota, retry_after: int) -> None:
+        super().__init__(detail)
+        self.quota = quota
+        self.retry_after = retry_after
+
+
+class QueueFull(JobstreamError):
+    """The queue holds as many jobs as it may
+
+    Nothing was accepted. Try again after `Retry-After`, which is an estimate by how fast the workers clear the queue.
+    """
+
+    status = 503
+    code = "queue-full"
+
+    def __init__(self, detail: str = "", *, retry_after: int) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 class OutboxFull(JobstreamError):

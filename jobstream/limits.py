@@ -32,12 +32,32 @@ class Rate:
         if text in ("", "0"):
             return None
         match = _RATE.match(text)
-        if match is None or int(match[1]) < 1 or match[2] in ("0", "00", "000", "0000", "00000", "000000"):
+        if match is None or int(match[1]) < 1 or int(match[2] or 1) < 1:
             raise ValueError(f"{text!r} is no rate: 100/m, 1000/10m or 5/30s")
         return cls(int(match[1]), int(match[2] or 1) * _SECONDS[match[3] or match[4] or "s"])
 
     def __str__(self) -> str:
-        return f"{self.jobs}/{self.seconds}s"
+        return f"{self.jobs}/{self.seconds}s" if self.jobs else "0"
+
+
+UNLIMITED_RATE = Rate(0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitLimits:
+    """What a submit is held to, unless something else was set for its tenant."""
+
+    depth: int = 0
+    """Jobs that a queue may hold; 0: any number."""
+    rate: Rate | None = None
+    """How fast a tenant may submit; None: as fast as it likes."""
+
+    def encode(self) -> str:
+        """As the scripts read it: depth, jobs, window (ms)."""
+        return f"{self.depth} {self.rate.jobs} {self.rate.seconds * 1000}" if self.rate else f"{self.depth} 0 0"
+
+
+NO_SUBMIT_LIMITS = SubmitLimits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +65,7 @@ class TenantLimits:
     """What was set for one tenant; None: the settings' default. Raises InvalidParameter."""
 
     rate: Rate | None = None
-    """How fast it may submit; `Rate(0, 0)`: as fast as it likes."""
+    """How fast it may submit; `UNLIMITED_RATE`: as fast as it likes."""
     running: int | None = None
     """How many of its jobs may run at once; 0: any number."""
     weight: int | None = None

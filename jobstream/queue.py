@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import ceil
 from typing import Any, NamedTuple, Self, cast
 
 import msgspec
@@ -24,7 +26,9 @@ from jobstream.errors import (
     JobConflict,
     JobGone,
     JobNotFound,
+    OverQuota,
     PayloadTooLarge,
+    QueueFull,
     RedisUnavailable,
 )
 from jobstream.idempotency import scoped
@@ -40,7 +44,9 @@ from jobstream.job import (
     new_job_id,
     pairs,
 )
+from jobstream.limits import NO_SUBMIT_LIMITS, SubmitLimits
 from jobstream.problem import job_problem
+from jobstream.quota import Quota
 from jobstream.scripts import Argument, Script
 from jobstream.search import WORDS_MAX, words_of
 from jobstream.serialize import serialize
@@ -60,6 +66,10 @@ TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
 TAGS_MAX = 20
 PRIORITY_MAX = 100
 
+QUEUE_FULL_SECONDS = 5
+"""When a full queue is worth another try, as long as nobody knows how fast it is cleared."""
+QUEUE_FULL_MAX_SECONDS = 60
+
 BATCH_JOBS = 10_000
 """Jobs that one batch may have: one script stores them, and Redis serves nobody else meanwhile."""
 BATCH_BYTES = 32 << 20
@@ -71,8 +81,8 @@ _SLICE = 250
 
 ALL_JOBS = JobFilter()
 
-_submit = Script("submit", uses=["turns", "store"])
-_submit_many = Script("submit_many", uses=["turns", "store"])
+_submit = Script("submit", uses=["turns", "admit", "store"])
+_submit_many = Script("submit_many", uses=["turns", "admit", "store"])
 _cancel = Script("cancel", uses=["turns"])
 _rerun = Script("rerun", uses=["turns"])
 
@@ -151,12 +161,23 @@ class Queue:
 
     `owner`: the tenant that a job belongs to. Who gives one sees and touches the jobs of that owner only; those of
     others are answered for as if there were none. None sees all.
+    Submits are held to `limits`, and to what was set for single owners (jobstream.limits): they raise QueueFull, and
+    OverQuota, or PayloadTooLarge for a batch that no waiting would help.
     Errors of Redis pass through: `jobstream.redis.is_unavailable` tells which of them will pass.
     """
 
-    def __init__(self, client: Redis, *, prefix: str = "", words: int = WORDS_MAX) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        prefix: str = "",
+        words: int = WORDS_MAX,
+        limits: SubmitLimits = NO_SUBMIT_LIMITS,
+    ) -> None:
         """`prefix` goes before the links of jobs; `words`: how many of its input a job is found by."""
         self.client = client
+        self._limits = limits
+        self._limits_word = limits.encode()
         self._words = words
         self._prefix = prefix
         self._clock = _RedisClock()
@@ -204,11 +225,13 @@ class Queue:
         owner: str | None = None,
         key: str = "",
         fingerprint: str = "",
+        on_quota: Callable[[Quota], None] = lambda quota: None,
     ) -> tuple[Job, bool]:
         """`submit` under an idempotency key: the job, and whether it is that of an earlier request.
 
         Of an earlier request it is the job as that was answered, whatever has become of it. `key`: unique per owner and
-        task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours.
+        task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours. `on_quota` is told what the
+        owner may still submit, if that is limited.
         Raises IdempotencyMismatch when the key stands for a request with another fingerprint, IdempotencyInFlight while
         another one holds it.
         """
@@ -217,7 +240,7 @@ class Queue:
             words=self._words,
         )
         before: list[Argument] = [*new.head, round(LIVE_SECONDS * 1000), new.tags]
-        after: list[Argument] = [scoped(key, owner) if key else "", fingerprint, *new.field_words()]
+        after: list[Argument] = [scoped(key, owner) if key else "", fingerprint, self._limits_word, *new.field_words()]
         for _ in range(2):  # the second time with a clock that was set by the first
             verdict, *rest = await _submit(
                 self.client, key_names=[keys.queue(new.queue)], args=[*before, self._clock.deadline(), *after]
@@ -229,10 +252,13 @@ class Queue:
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
+            self._check_admitted(verdict, rest, {new.queue: 1}, 1)
             if verdict != b"stored":
                 return self._job(pairs(rest[0])), verdict == b"replayed"
-            now, due = map(int, rest)
+            now, due, *quota = map(int, rest)
             self._clock.set(now)
+            if quota:
+                on_quota(Quota.of(*quota))
             return self._job(new.record(now, due)), False
         raise RedisUnavailable("Redis answered too late")
 
@@ -254,6 +280,7 @@ class Queue:
         owner: str | None = None,
         key: str = "",
         fingerprint: str = "",
+        on_quota: Callable[[Quota], None] = lambda quota: None,
     ) -> tuple[Sequence[str], bool]:
         """`submit_many` under an idempotency key: the ids, and whether they are those of an earlier request.
 
@@ -295,6 +322,7 @@ class Queue:
                     scoped(key, owner) if key else "",
                     fingerprint,
                     first_id,
+                    self._limits_word,
                     *words,
                 ],
                 patience=BATCH_SECONDS,
@@ -309,12 +337,36 @@ class Queue:
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
+            self._check_admitted(verdict, rest, Counter(job.queue for job in new), len(new))
             if verdict == b"clash":
                 raise JobConflict(f"There is a job {rest[0].decode()} already, of which the rest of the batch has none")
             if verdict == b"stored":
                 self._clock.set(int(rest[0]))
+                if quota := [int(word) for word in rest[1:]]:
+                    on_quota(Quota.of(*quota))
             return [job.job_id for job in new], False
         raise RedisUnavailable("Redis answered too late")
+
+    def _check_admitted(self, verdict: bytes, rest: Sequence[Any], queues: Mapping[str, int], jobs: int) -> None:
+        """Raises what admit.lua has refused."""
+        if verdict == b"full":
+            queue, held, wait_ms = rest[0].decode(), int(rest[1]), int(rest[2])
+            depth = self._limits.depth
+            if queues[queue] > depth:
+                raise PayloadTooLarge(f"A queue may hold {depth:,} jobs")
+            seconds = QUEUE_FULL_SECONDS if wait_ms < 0 else min(QUEUE_FULL_MAX_SECONDS, max(1, ceil(wait_ms / 1000)))
+            raise QueueFull(f"The queue {queue!r} holds {held:,} jobs, and may hold {depth:,}", retry_after=seconds)
+        if verdict == b"over":
+            wait_ms, *words = (int(word) for word in rest[1:])
+            quota = Quota.of(*words)
+            many = f"{quota.jobs:,} jobs in {quota.window:,} s"
+            if wait_ms < 0:
+                raise PayloadTooLarge(f"The quota lets {many} through: never {jobs:,} at once")
+            raise OverQuota(
+                f"The quota lets {many} through, and {quota.left:,} of them now",
+                quota=quota,
+                retry_after=max(1, ceil(wait_ms / 1000)),
+            )
 
     async def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """The job. Raises JobNotFound, or JobGone within a day after it was purged."""

@@ -56,8 +56,9 @@ _SUBMIT_ERRORS = {
     "413": "The body, a field or a file is too large",
     "415": "The media type is not accepted",
     "422": "The input does not fit the schema",
+    "429": "More jobs than the quota lets through; nothing was accepted",
     "500": "The task failed while the request waited",
-    "503": "Redis is away; nothing was accepted",
+    "503": "Redis is away, or the queue is full; nothing was accepted",
     "504": "The task took too long while the request waited",
 }
 _RESULT_ERRORS = {
@@ -78,6 +79,8 @@ _HEADERS = {
     "Location": "The result",
     "Operation-Location": "The monitor, absolute",
     "Preference-Applied": "Which preferences were honoured",
+    "RateLimit": "How many jobs may be submitted now (`r`), and in how many seconds all of the quota is there (`t`)",
+    "RateLimit-Policy": "How many jobs may be submitted (`q`) in how many seconds (`w`)",
     "Retry-After": "Seconds until it is worth asking again",
 }
 
@@ -177,7 +180,14 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
                 str(task.accepted_status): {
                     "description": "Accepted: poll `Location` for the result, or follow the events",
                     "headers": _headers(
-                        "Location", "Operation-Location", "Retry-After", "Link", "ETag", "Idempotent-Replayed"
+                        "Location",
+                        "Operation-Location",
+                        "Retry-After",
+                        "Link",
+                        "ETag",
+                        "Idempotent-Replayed",
+                        "RateLimit",
+                        "RateLimit-Policy",
                     ),
                     "content": job,
                     "links": links,

@@ -29,7 +29,9 @@ from jobstream.errors import (
     JobstreamError,
     MalformedBody,
     MethodNotAllowed,
+    OverQuota,
     PathNotFound,
+    QueueFull,
     RedisUnavailable,
     Unauthorized,
 )
@@ -82,6 +84,10 @@ def _headers(error: JobstreamError) -> dict[str, str]:
     if isinstance(error, Forbidden):
         challenge = f'Bearer realm="jobstream", error="insufficient_scope", scope="{error.scope}"'
         return {"WWW-Authenticate": challenge}
+    if isinstance(error, OverQuota):
+        return {"Retry-After": str(error.retry_after), **error.quota.headers()}
+    if isinstance(error, QueueFull):
+        return {"Retry-After": str(error.retry_after)}
     retry_after = RETRY_AFTER_SECONDS.get(type(error))
     return {"Retry-After": str(retry_after)} if retry_after else {}
 

@@ -91,7 +91,7 @@ class Service:
         self.root_path = urlsplit(str(settings.public_url or "")).path.rstrip("/")
         """What a proxy puts before our paths."""
         self.client = source.client()
-        self.queue = Queue(self.client, words=settings.search_words)
+        self.queue = Queue(self.client, words=settings.search_words, limits=settings.submit_limits)
         self.tasks = TaskBook(self.client)
         self.hub = Hub(source)
         self.tape = Tape(self.client, self.hub)
@@ -109,7 +109,9 @@ class Service:
     def place(self, prefix: str) -> None:
         """From now on links lead to paths behind `prefix`."""
         self.prefix = prefix
-        self.queue = Queue(self.client, prefix=prefix, words=self.settings.search_words)
+        self.queue = Queue(
+            self.client, prefix=prefix, words=self.settings.search_words, limits=self.settings.submit_limits
+        )
         self.hub.prefix = prefix
 
     def origin(self, request: Request) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import AnyHttpUrl, Field
+from pydantic import AnyHttpUrl, Field, field_validator
 
 from jobstream.files import FileSettings
+from jobstream.limits import Rate, SubmitLimits
 from jobstream.redis import RedisSettings
 from jobstream.search import WORDS_MAX
 from jobstream_api.auth.settings import AuthSettings
@@ -34,6 +35,17 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings):
     max_batch_bytes: int = Field(32 * 1024**2, ge=1, description="Largest body of POST /jobs/batch.")
     max_file_bytes: int = Field(2 * 1024**3, ge=1, description="Largest uploaded file.")
     max_files: int = Field(100, ge=1, description="Uploaded files per job.")
+    queue_depth: int = Field(
+        0,
+        ge=0,
+        description="Jobs that a queue may hold, those that are scheduled or run included; a submit beyond is refused "
+        "(503). 0: any number.",
+    )
+    tenant_rate: str = Field(
+        "",
+        description="Jobs that a tenant may submit in a time: 100/m, 1000/10m, 5/30s; more are refused (429). "
+        "Empty: any number. `jobstream limits set` has another rate for single tenants.",
+    )
     heartbeat_seconds: float = Field(15.0, gt=0, description="Silence after which an event stream says `: ping`.")
     max_streams: int = Field(
         10_000, ge=0, description="Open event streams; a client beyond that is told to come back later."
@@ -42,3 +54,14 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings):
         WORDS_MAX, ge=0, le=64, description="Words of its input and tags by which a job is found; 0 turns search off."
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("tenant_rate")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        Rate.parse(value)
+        return value
+
+    @property
+    def submit_limits(self) -> SubmitLimits:
+        """What submits are held to."""
+        return SubmitLimits(depth=self.queue_depth, rate=Rate.parse(self.tenant_rate))

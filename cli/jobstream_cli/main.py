@@ -369,6 +369,43 @@ def revoke_keys(ids: tuple[str, ...]) -> None:
     _run(keys.on_redis(lambda client: keys.revoke(client, ids)))
 
 
+@cli.group()
+def limits() -> None:
+    """Limits of single tenants, where they are to differ from the settings. Needs JOBSTREAM_REDIS_URL."""
+
+
+@limits.command(name="set")
+@click.argument("tenant")
+@click.option("--rate", help="Jobs it may submit in a time: 100/m, 1000/10m; 0: any number.")
+@click.option("--running", type=click.IntRange(0), help="Jobs of it that run at once; 0: any number.")
+@click.option("--weight", type=click.IntRange(1, 100), help="Its share of the workers, against 1 of others.")
+def set_limits(tenant: str, rate: str | None, running: int | None, weight: int | None) -> None:
+    """Set limits of a tenant; those that are not named stay as they are. They count at once."""
+    from jobstream_cli import keys, limits
+
+    if (rate, running, weight) == (None, None, None):
+        raise click.UsageError("give --rate, --running or --weight")
+    _run(keys.on_redis(lambda client: limits.change(client, tenant, rate=rate, running=running, weight=weight)))
+
+
+@limits.command(name="list")
+@as_json
+def list_limits(as_json: bool) -> None:
+    """Print the tenants that have limits of their own. With --json one object a line."""
+    from jobstream_cli import keys, limits
+
+    _run(keys.on_redis(lambda client: limits.show(client, as_json=as_json)))
+
+
+@limits.command(name="clear")
+@click.argument("tenants", nargs=-1, required=True, metavar="TENANT...")
+def clear_limits(tenants: tuple[str, ...]) -> None:
+    """Forget the limits of tenants: the settings' count again."""
+    from jobstream_cli import keys, limits
+
+    _run(keys.on_redis(lambda client: limits.clear(client, tenants)))
+
+
 @contextlib.contextmanager
 def _configuration_errors() -> Iterator[None]:
     """A wrong setting is one sentence and exit code 2, not a traceback."""

@@ -221,6 +221,9 @@ while #answer <= limit and staying + held_back < 2000 do
   end
   page = 100
 end
+if #answer > 1 and redis.call('EXISTS', FULL .. queue_name) == 1 then
+  redis.call('HINCRBY', FULL .. queue_name, 'claimed', #answer - 1)
+end
 if number > 0 and #answer > 1 then
   local ids = {}
   for at = 2, #answer do ids[at - 1] = answer[at][1] end

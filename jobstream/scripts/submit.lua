@@ -2,8 +2,8 @@
 -- KEYS  1 the queue's zset
 -- ARGV  1 id   2 queue's name   3 task   4 payload   5 delay (ms)   6 run at (ms, 0: now)   7 how long it may wait (ms)
 --       8 tags, separated by spaces   9 until when the caller waits (ms, 0: for ever)   10 idempotency key or ''
---       11 fingerprint of the request   12… more fields of the record: name, value, …
--- Returns {'stored', now, due} (ms); {'taken', record} when the id is (a repeated call gets its own job back); {'replayed',
+--       11 fingerprint of the request   12 the service's limits, as admit.lua has them   13… more fields of the record: name, value, …
+-- Returns {'stored', now, due, …} (ms; then what the owner may still submit, as admit.lua has it); what admit.lua refuses; {'taken', record} when the id is (a repeated call gets its own job back); {'replayed',
 -- record} when the idempotency key stands for this request: the record as it was first answered, whatever has become of
 -- it; {'mismatch'} when the key stands for another request; {'held'} while another one holds it (reserve.lua); {'late',
 -- now} when the caller has given up: Redis was frozen, and what was answered with an error must not happen afterwards.
@@ -23,12 +23,22 @@ if ARGV[10] ~= '' then
 end
 if tonumber(ARGV[9]) > 0 and now > tonumber(ARGV[9]) then return {'late', now} end
 local function add(zset, score, member) redis.call('ZADD', zset, score, member) end
+local owner
+for at = 13, #ARGV, 2 do
+  if ARGV[at] == 'owner' then owner = ARGV[at + 1] end
+end
+local quota = {}
+if owner or ARGV[12] ~= '0 0 0' then
+  local refusal, left = admit(now, ARGV[12], {[queue_name] = 1}, owner and {[owner] = 1} or {}, turns)
+  if refusal then return refusal end
+  quota = left
+end
 local function enter(...) turns().enter(...) end
-local due = store(now, add, enter, KEYS[1], id, queue_name, task, ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], 12, #ARGV)
+local due = store(now, add, enter, KEYS[1], id, queue_name, task, ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], 13, #ARGV)
 if ARGV[10] ~= '' then
   redis.call('DEL', key)
   redis.call('HSET', key, 'print', ARGV[11], unpack(redis.call('HGETALL', record)))
   redis.call('PEXPIRE', key, 86400000)
 end
 redis.call('PUBLISH', WAKE .. queue_name, id)
-return {'stored', now, due}
+return {'stored', now, due, unpack(quota)}

@@ -2,9 +2,9 @@
 -- KEYS  1… the queues' zsets (their names are made from ARGV)
 -- ARGV  1 until when the caller waits (ms, 0: for ever)   2 how long jobs may wait (ms)   3 idempotency key or ''
 --       4 fingerprint of the request   5 what reserves the key: the id from which the jobs' ids count up
---       6… of each job: id, queue's name, task, payload, delay (ms), run at (ms, 0: now), tags, how many words follow,
+--       6 the service's limits, as admit.lua has them   7… of each job: id, queue's name, task, payload, delay (ms), run at (ms, 0: now), tags, how many words follow,
 --       more fields: name, value, …
--- Returns {'stored', now} (ms); {'late', now}, {'mismatch'} and {'held'} as submit.lua does; {'replayed', 5} with that of
+-- Returns {'stored', now, …} (ms) and what admit.lua refuses, as submit.lua does; {'late', now}, {'mismatch'} and {'held'} as submit.lua does; {'replayed', 5} with that of
 -- the request for which the key stands; {'taken'} when all ids are (a repeated call has stored them before);
 -- {'clash', id} when some are.
 local now = now_ms()
@@ -18,7 +18,7 @@ if ARGV[3] ~= '' then
   if held[2] and held[2] ~= ARGV[5] then return {'held'} end
 end
 local jobs, taken, names = {}, {}, {}
-local at = 6
+local at = 7
 while at <= #ARGV do
   local id = ARGV[at]
   jobs[#jobs + 1] = at
@@ -58,9 +58,27 @@ local function add(zset, score, member)
 end
 
 local all_turns
-local function enter(...)
+local function turns_once()
   all_turns = all_turns or turns()
-  all_turns.enter(...)
+  return all_turns
+end
+local function enter(...) turns_once().enter(...) end
+
+local queues, owners, owned = {}, {}, false
+for _, at in ipairs(jobs) do
+  queues[ARGV[at + 1]] = (queues[ARGV[at + 1]] or 0) + 1
+  for field = at + 8, at + 7 + tonumber(ARGV[at + 7]), 2 do
+    if ARGV[field] == 'owner' then
+      owned = true
+      owners[ARGV[field + 1]] = (owners[ARGV[field + 1]] or 0) + 1
+    end
+  end
+end
+local quota = {}
+if owned or ARGV[6] ~= '0 0 0' then
+  local refusal, left = admit(now, ARGV[6], queues, owners, turns_once)
+  if refusal then return refusal end
+  quota = left
 end
 
 local wakes = {}
@@ -77,4 +95,4 @@ if ARGV[3] ~= '' then
   redis.call('PEXPIRE', key, 86400000)
 end
 for queue_name, id in pairs(wakes) do redis.call('PUBLISH', WAKE .. queue_name, id) end
-return {'stored', now}
+return {'stored', now, unpack(quota)}

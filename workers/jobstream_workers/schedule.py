@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 
 from jobstream import keys
 from jobstream.errors import CancelledByClient
+from jobstream.limits import NO_SUBMIT_LIMITS
 from jobstream.problem import job_problem
 from jobstream.queue import LIVE_SECONDS, arq_payload
 from jobstream.scripts import Argument, Script
@@ -42,7 +43,8 @@ HORIZON = timedelta(days=365)
 
 TAG = "cron"
 
-_cron = Script("cron", uses=["turns", "store", "submit"])
+UNLIMITED = NO_SUBMIT_LIMITS.encode()
+_cron = Script("cron", uses=["turns", "admit", "store", "submit"])
 
 _WITHDRAWN = msgspec.json.encode(job_problem(CancelledByClient("the task's schedule has changed"), attempt=0))
 
@@ -103,11 +105,25 @@ class Schedule:
 
 
 def _submit_arguments(task: Task, tick: datetime) -> list[Argument]:
-    """For submit.lua: no delay but a time, no deadline, no idempotency key."""
+    """For submit.lua: no delay but a time, no deadline, no idempotency key, no limits."""
     fields: list[Argument] = ["max_attempts", task.retry.attempts, "ttl", round(task.ttl * 1000)]
     payload = arq_payload(task.name, {})
     live = round(LIVE_SECONDS * 1000)
-    return [tick_id(task.name, tick), task.queue, task.name, payload, 0, _ms(tick), live, TAG, 0, "", "", *fields]
+    return [
+        tick_id(task.name, tick),
+        task.queue,
+        task.name,
+        payload,
+        0,
+        _ms(tick),
+        live,
+        TAG,
+        0,
+        "",
+        "",
+        UNLIMITED,
+        *fields,
+    ]
 
 
 def _ms(moment: datetime) -> int:

@@ -97,6 +97,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     )
     async def submit_batch(request: Request, caller: Submitter) -> Response:
         key, first_id = idempotency_key(request), new_job_id()
+        headers = {"Retry-After": RETRY_AFTER, "Cache-Control": PRIVATE}
         key = f"{KEY_OF_BATCHES}:{key}" if key else ""
         async with contextlib.AsyncExitStack() as stack:
             if key:  # before the body is read: while it arrives, the key is in use
@@ -107,9 +108,13 @@ def add_routes(router: APIRouter, service: Service) -> None:
             body = await read_body(request, at_most=service.settings.max_batch_bytes)
             order = await _Reader(service, caller).read(body)
             ids, replayed = await service.queue.submit_many_once(
-                order.submissions, first_id=first_id, owner=caller.tenant, key=key, fingerprint=order.fingerprint
+                order.submissions,
+                first_id=first_id,
+                owner=caller.tenant,
+                key=key,
+                fingerprint=order.fingerprint,
+                on_quota=lambda quota: headers.update(quota.headers()),
             )
-        headers = {"Retry-After": RETRY_AFTER, "Cache-Control": PRIVATE}
         return Response(
             await _answer(ids, order.submissions, service.prefix),
             status_code=202,

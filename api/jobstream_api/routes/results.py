@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -23,6 +24,7 @@ from jobstream.events import read_snapshot
 from jobstream.idempotency import reserved
 from jobstream.job import Job, JobStatus, Record, job_from_record, new_job_id
 from jobstream.queue import SubmitOptions
+from jobstream.quota import Quota
 from jobstream.redis import is_unavailable
 from jobstream.store import is_visible, read_record
 from jobstream.task import RESERVED_NAMES
@@ -93,8 +95,18 @@ def add_routes(router: APIRouter, service: Service) -> None:
         options.check()
         key = idempotency_key(request)
         key = f"{task}:{key}" if key else ""
-        job, replayed = await _store(service, request, validator, options, owner=caller.tenant, key=key)
-        headers = {"Idempotent-Replayed": "true"} if replayed else {}
+        headers: dict[str, str] = {}
+        job, replayed = await _store(
+            service,
+            request,
+            validator,
+            options,
+            owner=caller.tenant,
+            key=key,
+            on_quota=lambda quota: headers.update(quota.headers()),
+        )
+        if replayed:
+            headers["Idempotent-Replayed"] = "true"
         status = 303 if accepts_html(request) else validator.task.accepted_status
         wanted = preferences(request)
         if wanted.wait and not accepts_html(request):
@@ -140,6 +152,7 @@ async def _store(
     *,
     owner: str | None,
     key: str,
+    on_quota: Callable[[Quota], None],
 ) -> tuple[Job, bool]:
     """Read the body and store the job: the job, and whether it is that of an earlier request under the same key."""
     announced, job_id = validator.task, new_job_id()
@@ -160,6 +173,7 @@ async def _store(
                 owner=owner,
                 key=key,
                 fingerprint=_fingerprint(request, data, validator) if key else "",
+                on_quota=on_quota,
             )
         except BaseException as error:
             if isinstance(error, Exception) and not is_unavailable(error):
