@@ -245,9 +245,14 @@ async def test_a_burst_of_connections_is_served(
     job = await SpeakingJob.start(client)
     number = min(10_000, many_files - 500)
     crowd = Crowd(alone, job.id)
+    before = memory(api)
     try:
-        await crowd.grow(number)
+        growing = asyncio.create_task(crowd.grow(number))
+        while not growing.done():
+            assert (await http.get("/livez")).is_success
+        await growing
         await until_watched(http, number)
+        assert memory(api) - before < number * 60_000
         began = time.monotonic()
         await job.finish()
         ends = await asyncio.wait_for(crowd.read_out(), 60)
