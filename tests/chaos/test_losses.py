@@ -30,7 +30,7 @@ from tests.chaos.fleet import Fleet, Member, ready, until
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Kind, Load
 from tests.chaos.mortal_redis import MortalRedis
-from tests.chaos.watchers import FORMATS, Told, Watcher, faults_of_many, faults_of_one
+from tests.chaos.watchers import FORMATS, SocketWatcher, Told, Watcher, faults_of_many, faults_of_one
 from tests.proxy import NOTICED, End, Proxy, harmless, trouble
 
 SHORT_CUTS, LONG_CUTS = 150, 1_000
@@ -170,7 +170,8 @@ class Run:
     async def _one(self) -> None:
         chance = self._stage.chance
         job_id = await self._load.submit(Kind("speaking", data={"steps": chance.randrange(25, 60)}))
-        watchers = [stage_watcher(self._stage, f"/jobs/{job_id}/events", number) for number in range(3)]
+        watchers = [stage_watcher(self._stage, f"/jobs/{job_id}/events", number) for number in range(2)]
+        watchers.append(stage_watcher(self._stage, f"/jobs/{job_id}/ws", 0, kind=SocketWatcher))
         self.watchers[job_id] = watchers
         async with asyncio.TaskGroup() as group:
             for watcher in watchers:
@@ -222,8 +223,8 @@ class Run:
         )
 
 
-def stage_watcher(stage: Stage, path: str, number: int) -> Watcher:
-    return Watcher(stage.proxy.port, path, FORMATS[number % 2], random.Random(stage.chance.getrandbits(32)))
+def stage_watcher(stage: Stage, path: str, number: int, *, kind: type[Watcher] = Watcher) -> Watcher:
+    return kind(stage.proxy.port, path, FORMATS[number % 2], random.Random(stage.chance.getrandbits(32)))
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
 from jobstream.events import DURABLE, JobEvent
 
 SILENCE = 3.0
@@ -17,6 +20,9 @@ SILENCE = 3.0
 
 PAUSE = 0.1
 """Seconds that a watcher waits at most before it comes back: the service's `retry:` would make the test long."""
+
+COME_BACK = (1006, 1011, 1012, 1013)
+"""Codes with which a WebSocket ends before its time: the line is gone or silent, the process or Redis is away."""
 
 Format = Literal["text/event-stream", "application/x-ndjson"]
 FORMATS: tuple[Format, ...] = ("text/event-stream", "application/x-ndjson")
@@ -127,6 +133,31 @@ class Watcher:
         self.changed.set()
 
 
+class SocketWatcher(Watcher):
+    """Follows over a WebSocket."""
+
+    async def _listen(self) -> bool:
+        query = f"?last_event_id={self._last_id}" if self._last_id else ""
+        url = f"ws://127.0.0.1:{self._port}{self.path}{query}"
+        try:
+            async with connect(
+                url, proxy=None, open_timeout=SILENCE, close_timeout=1, ping_interval=1, ping_timeout=SILENCE
+            ) as socket:
+                try:
+                    async for message in socket:
+                        assert isinstance(message, str)
+                        self._hear(_line(message))
+                except ConnectionClosed:  # not by 1000: the line is gone
+                    pass
+                self.broken += not (self.told and self.told[-1].event == "done")
+        except InvalidStatus as error:
+            raise AssertionError(f"{self.path} is refused: {error}") from error
+        except (OSError, TimeoutError, WebSocketException) as error:
+            raise Broken from error
+        assert socket.close_code in (1000, *COME_BACK), f"{self.path} closes with {socket.close_code}"
+        return socket.close_code == 1000
+
+
 def _event(block: bytes) -> Told | None:
     """A block of an event stream; None for a comment, and for `retry`."""
     fields = dict(line.split(": ", 1) for line in block.decode().split("\n"))
@@ -135,7 +166,7 @@ def _event(block: bytes) -> Told | None:
     return Told(fields["event"], fields.get("id"), json.loads(fields["data"]))
 
 
-def _line(line: bytes) -> Told | None:
+def _line(line: bytes | str) -> Told | None:
     told = json.loads(line)
     return None if told["event"] in ("ping", "retry") else Told(told["event"], told["id"], told["data"])
 
