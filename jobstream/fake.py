@@ -10,6 +10,7 @@ from arq.connections import ArqRedis
 
 from jobstream.errors import ConfigurationError
 from jobstream.redis import DURABILITY, RedisKind
+from jobstream.subscription import Hear, Subscription
 
 
 class FakeSource:
@@ -36,6 +37,10 @@ class FakeSource:
     def subscriber(self) -> aio_redis.Redis:
         """A new asyncio client for pub/sub."""
         return aio_redis.Redis.from_pool(self._engine.async_pool())
+
+    async def subscription(self, hear: Hear) -> Subscription:
+        """A new connection that hears what is published."""
+        return await Subscription.open(self.subscriber(), hear)
 
     def sync_client(self) -> sync_redis.Redis:
         """A new blocking client for a thread of its own."""

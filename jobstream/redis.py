@@ -19,6 +19,7 @@ from redis.retry import Retry as SyncRetry
 
 from jobstream.errors import ConfigurationError
 from jobstream.pipelined import PipelinedRedis
+from jobstream.subscription import Hear, Subscription
 
 RedisKind = Literal["external", "child", "fake"]
 
@@ -85,6 +86,9 @@ class RedisSource(Protocol):
     def subscriber(self) -> aio_redis.Redis:
         """A new asyncio client for pub/sub: no read timeout, since silence is normal there."""
 
+    async def subscription(self, hear: Hear) -> Subscription:
+        """A new connection that hears what is published. Raises redis-py's errors."""
+
     def sync_client(self) -> sync_redis.Redis:
         """A new blocking client for a thread of its own."""
 
@@ -148,6 +152,9 @@ class UrlSource:
         options = self._options | {"socket_timeout": None, "retry_on_error": []}  # its user knows what it subscribed to
         pool = aio_redis.ConnectionPool.from_url(self._url, retry=Retry(ExponentialBackoff(), 0), **options)
         return aio_redis.Redis.from_pool(pool)
+
+    async def subscription(self, hear: Hear) -> Subscription:
+        return await Subscription.open(self.subscriber(), hear)
 
     def sync_client(self) -> sync_redis.Redis:
         retry = SyncRetry(ExponentialBackoff(cap=0.1, base=0.05), 1)

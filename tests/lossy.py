@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import redis as sync_redis
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 
 from jobstream import keys
 from jobstream.events import JobEvent, parse_message
 from jobstream.journal import parse_entry
 from jobstream.redis import RedisKind, RedisSource
+from jobstream.subscription import Hear, Subscription
 
 
 class LossySource:
@@ -30,14 +30,32 @@ class LossySource:
         self.dropped: list[JobEvent] = []
         self.open = asyncio.Event()
         self.open.set()
+        self._late: asyncio.Task[None] | None = None
 
     def client(self) -> ArqRedis:
         return self._source.client()
 
     def subscriber(self) -> Redis:
-        client = self._source.subscriber()
-        client.pubsub = lambda **options: _LossyPubSub(self, client)  # type: ignore[method-assign]
-        return client
+        return self._source.subscriber()
+
+    async def subscription(self, hear: Hear) -> Subscription:
+        kept: deque[tuple[bytes, bytes, bytes]] = deque()
+
+        async def pass_on_later() -> None:
+            while kept:
+                await self.open.wait()
+                hear(*kept.popleft())
+
+        def lossy(kind: bytes, channel: bytes, data: bytes) -> None:
+            if kind == b"message" and self._is_lost(channel, data):
+                return
+            kept.append((kind, channel, data))
+            if self.open.is_set() and len(kept) == 1:
+                hear(*kept.popleft())
+            elif self._late is None or self._late.done():
+                self._late = asyncio.create_task(pass_on_later())
+
+        return await self._source.subscription(lossy)
 
     def sync_client(self) -> sync_redis.Redis:
         return self._source.sync_client()
@@ -45,23 +63,9 @@ class LossySource:
     def describe(self) -> str:
         return self._source.describe()
 
-    async def pass_on(self, channel: bytes, data: bytes) -> bool:
-        """True when the message is to be delivered, once it may be."""
+    def _is_lost(self, channel: bytes, data: bytes) -> bool:
         event = parse_entry(data).event if channel.decode() == keys.JOURNAL_ENTRY else parse_message(data)
         if self.drops(event):
             self.dropped.append(event)
-            return False
-        await self.open.wait()
-        return True
-
-
-class _LossyPubSub(PubSub):
-    def __init__(self, source: LossySource, client: Redis) -> None:
-        super().__init__(client.connection_pool)
-        self._lossy = source
-
-    async def handle_message(self, response: Any, ignore_subscribe_messages: bool = False) -> Any:
-        message = await super().handle_message(response, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
-        if message is None or message["type"] != "message":
-            return message
-        return message if await self._lossy.pass_on(message["channel"], message["data"]) else None
+            return True
+        return False

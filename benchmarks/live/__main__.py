@@ -251,8 +251,10 @@ def _print(results: dict[tuple[str, int, str], list[Figures | str]]) -> None:
             shape_before = (shape, clients)
             print(f"\n{shape}, {clients:,} clients\n{'':14}" + "".join(f"{title:>17}" for title in titles))
         good = [run for run in runs if isinstance(run, Figures)]
+        for number, run in enumerate(runs, start=1):
+            if isinstance(run, str):
+                print(f"{system:14}  round {number}: {run}")
         if not good:
-            print(f"{system:14}  {runs[0] if runs else chr(45)}")
             continue
         middle = Figures(*[statistics.median(column) for column in zip(*good, strict=True)])
         floors = [run for run in results.get((shape, clients, "floor"), []) if isinstance(run, Figures)]

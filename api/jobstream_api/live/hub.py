@@ -21,8 +21,8 @@ Why nothing is lost and nothing comes twice (with `live/follow.py`):
    most, and goes out before whatever comes behind it. It stands for the progress that it has replaced, so it is no gap.
 7. Ids carry the epoch, the name of Redis's history. It is read after every connection and with every look, and told to
    a follower before anything of the new history: `begin_anew`. A page of another epoch than the hub's is thrown away.
-8. A connection that is silent and does not answer a PING is given up (redis-py asks, but does not mind the answer): a
-   frozen server or a half-open link is noticed within three times `quiet` seconds.
+8. A connection that is silent and does not answer a PING is given up: a frozen server or a half-open link is noticed
+   within three times `quiet` seconds.
 9. What waits for a follower, and for a pump, is bounded: when it is full, followers become stale. Nobody waits for
    anybody: `hear` and `ready` do not wait, and what must wait for a socket does so in a task of that socket.
 
@@ -40,7 +40,6 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, Protocol
 
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobstream import keys
@@ -49,6 +48,7 @@ from jobstream.errors import JobGone, JobNotFound
 from jobstream.events import JobEvent, parse_message, purged_record, read_epoch, read_snapshot, read_versions
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.store import was_purged
+from jobstream.subscription import Subscription
 from jobstream_api.live.frame import Frame, event_frame
 from jobstream_api.live.page import Page, job_json
 
@@ -184,7 +184,6 @@ class Hub:
         self._channels: dict[str, _Channel] = {}
         self._touched: set[str] = set()
         self._turned = asyncio.Event()
-        self._heard = asyncio.Event()
         self._reads: dict[tuple[str, int], _Read] = {}
         self._readers = asyncio.Semaphore(READERS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -515,31 +514,29 @@ class Hub:
 
     async def _listen(self) -> None:
         """One connection, until it is lost."""
-        client = self._source.subscriber()
+        async with asyncio.timeout(self._quiet):  # its handshake has no deadline: subscribers have no read timeout
+            subscription = await self._source.subscription(self._hear)
         try:
-            async with client.pubsub() as pubsub:
-                # One channel is always subscribed to: redis-py reads nothing otherwise. The deadline is for the
-                # connection, whose handshake has none: subscribers have no read timeout.
-                async with asyncio.timeout(self._quiet):
-                    await pubsub.subscribe(keys.CATALOGUE_CHANGED)
-                    await self._learn_epoch()
-                self._touched.update(self._channels)
-                self._turned.set()
-                self._listening = True
-                # Not a TaskGroup: in Python before 3.11.3 its own cancellation can reach the task that holds it.
-                tasks = [
-                    asyncio.create_task(loop(pubsub), name=f"hub{loop.__name__}")
-                    for loop in (self._hear, self._steer, self._check)
-                ]
-                try:
-                    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    for task in ended:
-                        task.result()
-                finally:
-                    self._unsubscribed()
-                    await cancel(*tasks)
+            async with asyncio.timeout(self._quiet):
+                await self._learn_epoch()
+            self._touched.update(self._channels)
+            self._turned.set()
+            self._listening = True
+            # Not a TaskGroup: in Python before 3.11.3 its own cancellation can reach the task that holds it.
+            tasks = [
+                asyncio.create_task(subscription.ended(), name="hub-ended"),
+                asyncio.create_task(self._steer(subscription), name="hub-steer"),
+                asyncio.create_task(self._check(subscription), name="hub-check"),
+            ]
+            try:
+                ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    task.result()
+            finally:
+                self._unsubscribed()
+                await cancel(*tasks)
         finally:
-            await client.aclose()
+            await subscription.aclose()
 
     def _unsubscribed(self) -> None:
         """The connection is gone, and its subscriptions with it."""
@@ -550,7 +547,7 @@ class Hub:
             if channel.idle:
                 del self._channels[name]
 
-    async def _steer(self, pubsub: PubSub) -> None:
+    async def _steer(self, subscription: Subscription) -> None:
         """Make Redis's subscriptions those of the table, wherever it was touched."""
         while True:
             await self._turned.wait()
@@ -568,42 +565,38 @@ class Hub:
                     channel.asked = True
                     new.append(name)
             if old:
-                await pubsub.unsubscribe(*old)
+                await subscription.unsubscribe(*old)
             if new:
-                await pubsub.subscribe(*new)
+                await subscription.subscribe(*new)
 
-    async def _check(self, pubsub: PubSub) -> None:
+    async def _check(self, subscription: Subscription) -> None:
         """Raises TimeoutError, which ends the connection, when Redis is silent and does not answer."""
         while True:
-            self._heard.clear()
+            subscription.heard = False
             await asyncio.sleep(self._quiet)
-            if not self._heard.is_set():
-                async with asyncio.timeout(self._quiet):
-                    await pubsub.ping()
-                    await self._heard.wait()
+            if subscription.heard:
+                continue
+            await subscription.ping()
+            for _ in range(_TURNS):  # see `_give_up`
+                await asyncio.sleep(self._quiet / _TURNS)
+                if subscription.heard:
+                    break
+            else:
+                raise TimeoutError("Redis is silent")
 
-    async def _hear(self, pubsub: PubSub) -> None:
-        since_pause = 0
-        while True:
-            message = await pubsub.get_message(timeout=None)
-            self._heard.set()
-            if message is None or message["channel"] is None:  # an answer to a PING
-                continue
-            channel = self._channels.get(message["channel"].decode())
-            if channel is None:
-                continue
-            if message["type"] == "subscribe":
-                channel.subscribed = True
-                _settle(channel)
-                channel.make_stale()
-            elif message["type"] == "message" and channel.ear is not None:
-                channel.ear.hear(message["data"])
-            elif message["type"] == "message" and channel.followers:
-                self._hear_event(channel, parse_message(message["data"]))
-            since_pause += 1
-            if since_pause == SLICE:  # what has come already is read without waiting: let others have their turn
-                since_pause = 0
-                await asyncio.sleep(0)
+    def _hear(self, kind: bytes, name: bytes, data: bytes) -> None:
+        channel = self._channels.get(name.decode())
+        if channel is None:
+            return
+        if kind == b"message":
+            if channel.ear is not None:
+                channel.ear.hear(data)
+            elif channel.followers:
+                self._hear_event(channel, parse_message(data))
+        elif kind == b"subscribe":
+            channel.subscribed = True
+            _settle(channel)
+            channel.make_stale()
 
     async def _look_for_ever(self) -> None:
         while True:
