@@ -190,7 +190,7 @@ local function take(id, due)
   redis.call('HSET', record, 'status', status, 'version', version, 'attempt', attempt, 'worker', worker,
     'token', token, 'started_at', whole(now))
   if old[9] then redis.call('HDEL', record, 'run_at') end
-  move(id, old[1], status, created_at)
+  move(id, old[1], status, created_at, owner)
   if redis.call('PTTL', record) < live / 2 then
     if payload then redis.call('PEXPIRE', ARQ_JOB .. id, whole(live)) end
     keep_until(id, now + live)

@@ -16,10 +16,11 @@ for _, word in ipairs(words) do
   if not least or count < least then rarest, least = word, count end
 end
 
--- With an owner no other index is walked: its length would tell of others' jobs.
+-- With an owner none of all jobs is walked: its length would tell of others'.
 local index
 if owner ~= '' then
-  index = INDEX_OWNER .. owner
+  index = status ~= '' and INDEX_OWNED .. status .. ' ' .. owner or INDEX_OWNER .. owner
+  if rarest and redis.call('ZCARD', index) < least then rarest = nil end
 else
   index = INDEX
   local fewest = redis.call('ZCARD', INDEX)

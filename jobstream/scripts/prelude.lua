@@ -87,17 +87,20 @@ local function status_data(status, attempt, more)
 end
 
 -- Move the job from one status's index to another's; the record's field is the caller's to set.
-local function move(id, old, new, created_at)
+local function move(id, old, new, created_at, owner)
   if old == new then return end
   if old then redis.call('ZREM', INDEX_STATUS .. old, id) end
   redis.call('ZADD', INDEX_STATUS .. new, created_at, id)
+  if not owner then return end
+  if old then redis.call('ZREM', INDEX_OWNED .. old .. ' ' .. owner, id) end
+  redis.call('ZADD', INDEX_OWNED .. new .. ' ' .. owner, created_at, id)
 end
 
 -- A change of status alone: field, index, event.
 local function set_status(id, status, now, more)
-  local old = redis.call('HMGET', RECORD .. id, 'status', 'created_at', 'attempt')
+  local old = redis.call('HMGET', RECORD .. id, 'status', 'created_at', 'attempt', 'owner')
   redis.call('HSET', RECORD .. id, 'status', status)
-  move(id, old[1], status, old[2])
+  move(id, old[1], status, old[2], old[4])
   say(id, 'status', status_data(status, old[3], more), now, old[1])
 end
 
@@ -149,6 +152,7 @@ local function leave_indexes(id, member)
   end
   for _, status in ipairs({'scheduled', 'queued', 'running', 'retrying', 'cancelling', 'succeeded', 'failed', 'cancelled'}) do
     redis.call('ZREM', INDEX_STATUS .. status, id)
+    if owner then redis.call('ZREM', INDEX_OWNED .. status .. ' ' .. owner, id) end
   end
   redis.call('ZREM', EXPIRY, member)
 end
@@ -224,7 +228,7 @@ local function finish(id, queue, status, now, ...)
     local payload = redis.call('GET', ARQ_JOB .. id)
     if payload then redis.call('HSET', record, 'payload', payload) end
   end
-  move(id, old[1], status, old[2])
+  move(id, old[1], status, old[2], old[10])
   redis.call('DEL', ARQ_JOB .. id, ARQ_IN_PROGRESS .. id, ARQ_RETRY .. id)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', ARQ_ABORT, id)

@@ -30,7 +30,10 @@ add(INDEX_STATUS .. status, created_at, id)
 add(INDEX, created_at, id)
 add(INDEX_TASK .. task, created_at, id)
 for tag in string.gmatch(tags, '[^ ]+') do add(INDEX_TAG .. tag, created_at, id) end
-if owner then add(INDEX_OWNER .. owner, created_at, id) end
+if owner then
+  add(INDEX_OWNER .. owner, created_at, id)
+  add(INDEX_OWNED .. status .. ' ' .. owner, created_at, id)
+end
 if words then
   for _, member in ipairs(word_members(id, words, created_at)) do
     add(INDEX_WORDS, 0, member)

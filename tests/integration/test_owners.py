@@ -7,7 +7,7 @@ from arq.connections import ArqRedis
 
 from jobstream import keys, store
 from jobstream.errors import InvalidParameter, JobConflict, JobGone, JobNotFound
-from jobstream.queue import Queue, SubmitOptions
+from jobstream.queue import Queue, Submission, SubmitOptions
 from jobstream.store import JobFilter
 from jobstream_workers.claim import claim
 from jobstream_workers.writer import AttemptWriter, Outcome
@@ -141,3 +141,30 @@ async def test_nothing_is_left_of_a_job_that_was_purged(queue: Queue, client: Ar
 async def test_a_job_without_an_owner_has_no_index_more(queue: Queue, client: ArqRedis) -> None:
     await queue.submit("words", {})
     assert await client.keys(keys.INDEX_OWNER + "*") == []
+
+
+async def test_each_owners_jobs_are_indexed_by_status_as_well(queue: Queue, client: ArqRedis) -> None:
+    async def owned() -> set[str]:
+        return {key.decode() for key in await client.keys(keys.INDEX_OWNED + "*")}
+
+    job = await queue.submit("words", {}, owner="acme", options=SubmitOptions(delay=60))
+    assert await owned() == {keys.INDEX_OWNED + "scheduled acme"}
+    await queue.cancel(job.id)
+    assert await owned() == {keys.INDEX_OWNED + "cancelled acme"}
+    await queue.retry(job.id)
+    assert await owned() == {keys.INDEX_OWNED + "queued acme"}
+    await end(client, outcome())
+    assert await owned() == {keys.INDEX_OWNED + "succeeded acme"}
+    for status, listed in (("succeeded", [job.id]), ("queued", [])):
+        jobs, _ = await queue.list(JobFilter(status=status, owner="acme"))
+        assert [each.id for each in jobs] == listed
+    await queue.purge(job.id)
+    assert await owned() == set()
+
+
+async def test_a_rare_status_of_an_owner_is_one_page_away(queue: Queue, client: ArqRedis) -> None:
+    rare = await queue.submit("words", {}, owner="acme")
+    await queue.cancel(rare.id)
+    await queue.submit_many([Submission("words", {}, owner="acme") for _ in range(10_000)])
+    jobs, cursor = await queue.list(JobFilter(status="cancelled", owner="acme"))
+    assert ([job.id for job in jobs], cursor) == ([rare.id], None)
