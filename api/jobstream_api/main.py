@@ -17,6 +17,7 @@ from jobstream.redis import RedisSource, UrlSource
 from jobstream_api.app import create_app
 from jobstream_api.auth.settings import check_exposure
 from jobstream_api.edges import WithRequestId
+from jobstream_api.head import limited_protocol
 from jobstream_api.live.edge import Edge
 from jobstream_api.live.websocket import MESSAGE_BYTES
 from jobstream_api.service import Service
@@ -59,6 +60,7 @@ def create_server(settings: ApiSettings, source: RedisSource) -> Server:
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,
+        http=limited_protocol(settings.max_head_bytes),
         ws="websockets-sansio",
         ws_max_size=MESSAGE_BYTES,
         ws_per_message_deflate=False,  # it would double what a socket costs

@@ -31,6 +31,9 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings):
         description="Origins whose scripts may use the API from a browser, as a JSON list such as "
         '["https://app.example.com"]. Empty: none.',
     )
+    max_head_bytes: int = Field(
+        64 * 1024, ge=1024, description="Largest request line and headers together; beyond that 431."
+    )
     max_body_bytes: int = Field(10 * 1024**2, ge=1, description="Largest JSON or form body, without files.")
     max_batch_bytes: int = Field(32 * 1024**2, ge=1, description="Largest body of POST /jobs/batch.")
     max_file_bytes: int = Field(2 * 1024**3, ge=1, description="Largest uploaded file.")

@@ -27,10 +27,13 @@ class InputValidator:
     def check(self, data: object) -> dict[str, Any]:
         """The input as it came. Raises InvalidInput with a JSON pointer for each error."""
         errors: list[FieldError] = []
-        for error in self._validator.iter_errors(data):
-            errors += _field_errors(error)
-            if len(errors) >= ERRORS_SHOWN:
-                break
+        try:
+            for error in self._validator.iter_errors(data):
+                errors += _field_errors(error)
+                if len(errors) >= ERRORS_SHOWN:
+                    break
+        except ValueError:  # jsonschema-rs goes 255 levels deep
+            errors = [FieldError(pointer="", detail="it is nested too deeply")]
         if errors or not isinstance(data, dict):
             first = errors[0] if errors else FieldError(pointer="", detail="the input is a JSON object")
             where = f" at {first['pointer']}" if first["pointer"] else ""
