@@ -20,6 +20,7 @@ DURABLE = frozenset({"status", "log", "chunk", "done"})
 
 _read = Script("read")
 _epoch = Script("epoch")
+_versions = Script("versions")
 
 _EVENT_ID = re.compile(r"(?P<epoch>[0-9a-f]{8})-(?P<version>[0-9]{1,15})\Z")
 
@@ -95,10 +96,7 @@ async def read_position(client: Redis, job_id: str) -> Position | None:
 
 async def read_versions(client: Redis, job_ids: Sequence[str]) -> list[int | None]:
     """The versions of many jobs in one round trip; None for those that have no record."""
-    async with client.pipeline(transaction=False) as pipe:
-        for job_id in job_ids:
-            pipe.hget(keys.record(job_id), "version")
-        versions: list[bytes | None] = await pipe.execute()
+    versions: list[bytes | None] = await _versions(client, args=job_ids)
     return [None if version is None else int(version) for version in versions]
 
 

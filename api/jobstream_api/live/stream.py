@@ -39,14 +39,24 @@ WRITE_SECONDS = 30.0
 SLICE = 64
 """Streams pinged in one go."""
 
+SPOKES = 15
+"""Turns of the timer in a heartbeat: a stream that is silent is pinged one turn before it ends."""
+
 
 class Streams:
-    """All open streams of the process: how many there may be, and one timer for all their pings."""
+    """All open streams of the process: how many there may be, and one timer for all their pings.
+
+    The timer turns a wheel: each stream is at the spoke that comes round when it would have to be pinged if it wrote
+    nothing until then, and is looked at only there. So a stream costs one look in a heartbeat, and no ping while it
+    has something to say.
+    """
 
     def __init__(self, *, most: int, heartbeat: float) -> None:
         self._most = most
         self._heartbeat = heartbeat
-        self._open: dict[Pinged, None] = {}
+        self._open: dict[Pinged, int] = {}
+        self._wheel: list[dict[Pinged, None]] = [{} for _ in range(SPOKES)]
+        self._at = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -63,24 +73,36 @@ class Streams:
 
     def add(self, stream: Pinged) -> None:
         """It is pinged until `discard`."""
-        self._open[stream] = None
+        self._put(stream, SPOKES - 1)
 
     def discard(self, stream: Pinged) -> None:
         """It has ended."""
-        self._open.pop(stream, None)
+        spoke = self._open.pop(stream, None)
+        if spoke is not None:
+            self._wheel[spoke].pop(stream, None)
 
     async def ping_for_ever(self) -> None:
         """Ping every stream that was silent for a heartbeat, or nearly that long."""
         clock = asyncio.get_running_loop().time
+        turn = self._heartbeat / SPOKES
         while True:
-            await asyncio.sleep(self._heartbeat / 4)
+            await asyncio.sleep(turn)
+            self._at = (self._at + 1) % SPOKES
+            due, self._wheel[self._at] = self._wheel[self._at], {}
             ping = Frame("ping", None, 0, b"null")
-            silent_since = clock() - self._heartbeat * 3 / 4
-            for number, stream in enumerate(tuple(self._open), start=1):
-                if stream.wrote_at <= silent_since:
-                    stream.ping(ping)
+            for number, stream in enumerate(tuple(due), start=1):
+                if stream in self._open:  # it may have ended while others had their turn
+                    turns = min((stream.wrote_at + self._heartbeat - clock()) / turn, SPOKES - 1)
+                    if turns < 1:
+                        stream.ping(ping)
+                        turns = SPOKES - 1
+                    self._put(stream, int(turns))
                 if number % SLICE == 0:
                     await asyncio.sleep(0)
+
+    def _put(self, stream: Pinged, turns: int) -> None:
+        spoke = self._open[stream] = (self._at + turns) % SPOKES
+        self._wheel[spoke][stream] = None
 
 
 class Followed(Protocol):
