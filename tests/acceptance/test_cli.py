@@ -69,6 +69,17 @@ def test_a_file_of_jobs_is_handed_in_at_once(stack: Stack, rung: str) -> None:
     assert jobstream(stack, "submit").returncode == 2
 
 
+def test_all_jobs_with_a_tag_are_cancelled_and_run_again(stack: Stack) -> None:
+    ids = {submitted(stack, "words", "text=a", "--delay", "3600", "--tag", "bulk") for _ in range(2)}
+    cancelled = jobstream(stack, "cancel", "--tag", "bulk")
+    assert (cancelled.returncode, cancelled.stdout) == (0, "2 matched, 2 changed, 0 skipped\n")
+    again = jobstream(stack, "retry", "--tag", "bulk", "--status", "cancelled", "--json")
+    assert json.loads(again.stdout) == {"matched": 2, "changed": 2, "skipped": 0}
+    assert set(jobstream(stack, "list", "--tag", "bulk", "--ids").stdout.split()) == ids
+    for wrong in (["cancel"], ["cancel", *ids, "--all"], ["retry", "--status", "running"]):
+        assert jobstream(stack, *wrong).returncode == 2
+
+
 def test_a_job_is_submitted_watched_and_shown(stack: Stack) -> None:
     job_id = submitted(stack, "words", "text=to be or not to be", "--tag", "hamlet")
     watched = jobstream(stack, "watch", job_id)
