@@ -27,13 +27,18 @@ local owner
 for at = 13, #ARGV, 2 do
   if ARGV[at] == 'owner' then owner = ARGV[at + 1] end
 end
+local all_turns
+local function turns_once()
+  all_turns = all_turns or turns()
+  return all_turns
+end
 local quota = {}
 if owner or ARGV[12] ~= '0 0 0' then
-  local refusal, left = admit(now, ARGV[12], {[queue_name] = 1}, owner and {[owner] = 1} or {}, turns)
+  local refusal, left = admit(now, ARGV[12], {[queue_name] = 1}, owner and {[owner] = 1} or {}, turns_once)
   if refusal then return refusal end
   quota = left
 end
-local function enter(...) turns().enter(...) end
+local function enter(...) turns_once().enter(...) end
 local due = store(now, add, enter, KEYS[1], id, queue_name, task, ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], 13, #ARGV)
 if ARGV[10] ~= '' then
   redis.call('DEL', key)

@@ -37,8 +37,7 @@ end
 
 local function wait_in_room(queue_name, owner, room)
   redis.call('PEXPIRE', room, LIFE)
-  redis.call('SADD', ROOMS .. queue_name, owner)
-  redis.call('PEXPIRE', ROOMS .. queue_name, LIFE)
+  if redis.call('SADD', ROOMS .. queue_name, owner) == 1 then redis.call('PEXPIRE', ROOMS .. queue_name, LIFE) end
 end
 
 -- The first of the room take the seats that are free. Those that are gone, or run already in a stock worker, take none.
