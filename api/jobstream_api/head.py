@@ -15,14 +15,20 @@ def limited_protocol(most: int) -> type[HttpToolsProtocol]:
 
     A larger one is answered with 431 (RFC 6585, section 5), and the connection closed.
     """
-    return type("LimitedProtocol", (_LimitedProtocol,), {"most": most})
+    return type("LimitedProtocol", (_LimitedProtocol,), {"most": most, "__slots__": ()})
 
 
 class _LimitedProtocol(HttpToolsProtocol):
+    # Not in the instance's dict: CPython shares the keys of up to 30 attributes among instances, and uvicorn has nearly
+    # as many. With these two each connection would hold 1.3 KB more.
+    __slots__ = ("_moved", "_silent")
     most: int
-    _silent = 0
-    """Bytes since the parser has last come to the end of a head, to a piece of a body or to the end of a request."""
-    _moved = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._silent = 0
+        """Bytes since the parser last came to the end of a head, to a piece of a body or to the end of a request."""
+        self._moved = False
 
     def data_received(self, data: bytes) -> None:
         self._moved = False
