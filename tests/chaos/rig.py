@@ -27,6 +27,7 @@ class Rig:
             directory,
             redis_url or self.redis.url,
             shutdown_seconds="0",
+            heartbeat_seconds="0.5",
             kill_seconds="0.5",
             processes="2",
             max_jobs="20",

@@ -12,12 +12,15 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from jobstream import keys
 from jobstream.embedded import ServerProgram
 from tests.chaos.fleet import until
+from tests.chaos.ledger import Ledger
 from tests.chaos.load import Kind
 from tests.chaos.mortal_redis import MortalRedis
 from tests.chaos.proxy import Proxy
 from tests.chaos.rig import Rig
+from tests.chaos.watchers import FORMATS, SocketWatcher, Watcher, faults_of_one
 
 
 class Pair:
@@ -106,6 +109,54 @@ async def test_when_the_primary_is_lost_what_was_replicated_ends_once_and_the_re
         assert {account.status for account in accounts.values()} == {"succeeded"}
         assert rig.runs() == dict.fromkeys(kept, 1)
         assert all(process.alive for process in (*rig.workers, rig.api))
+
+
+async def test_streams_that_are_open_end_with_the_log_of_the_primary_that_took_over(
+    pair: Pair, chaos_seed: int
+) -> None:
+    """They were told what the replica never had: a snapshot under another epoch, and the log there, replace it."""
+    rig, lost, chance = pair.rig, pair.primary, random.Random(chaos_seed)
+
+    def epoch() -> str:
+        with pair.primary.client() as client:
+            return str(client.get(keys.EPOCH), "ascii").partition(" ")[0]
+
+    async def told_more(watchers: list[Watcher], events: int) -> None:
+        wanted = [len(watcher.told) + events for watcher in watchers]
+
+        async def told() -> bool:
+            return all(len(watcher.told) >= number for watcher, number in zip(watchers, wanted, strict=True))
+
+        await until(told, "the watchers are told nothing")
+
+    async with rig.load() as load, asyncio.timeout(90), asyncio.TaskGroup() as following:
+        watched: dict[str, list[Watcher]] = {}
+        for _ in range(4):
+            job_id = await load.submit(Kind("speaking", data={"steps": 80}))
+            watched[job_id] = [Watcher(rig.fleet.port, f"/jobs/{job_id}/events", way, chance) for way in FORMATS]
+            watched[job_id].append(SocketWatcher(rig.fleet.port, f"/jobs/{job_id}/ws", FORMATS[1], chance))
+        watchers = [watcher for some in watched.values() for watcher in some]
+        for watcher in watchers:
+            following.create_task(watcher.follow())
+        await told_more(watchers, 5)
+        await asyncio.to_thread(pair.replicated)
+        pair.replication.target = 1  # nobody
+        await pair.replication.cut()
+        await told_more(watchers, 5)
+        before = epoch()
+        await asyncio.to_thread(lost.signal, signal.SIGKILL)
+        await asyncio.to_thread(pair.promote)
+
+    assert epoch() != before
+    with pair.primary.client() as client:
+        for job_id, some in watched.items():
+            log = Ledger(client, rig.notes).account(job_id).entries
+            for watcher in some:
+                fresh = max(at for at, each in enumerate(watcher.told) if each.event == "snapshot")
+                assert fresh > 0
+                assert not list(faults_of_one(watcher.told[fresh:], log, epoch())), watcher.path
+                earlier = {each.id.partition("-")[0] for each in watcher.told[:fresh] if each.id is not None}
+                assert earlier == {before}, watcher.path
 
 
 async def test_when_the_primary_is_changed_on_purpose_nothing_is_lost(pair: Pair, chaos_seed: int) -> None:
