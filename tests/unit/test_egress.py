@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from jobstream.egress import AddressRefused, EgressPolicy
 from jobstream.errors import ConfigurationError
-from jobstream_workers.egress import AddressRefused, EgressPolicy, guarded_client
+from jobstream_workers.egress import guarded_client
 from tests.unit.scripted_server import says, serving, stalls
 
 PRIVATE = """

@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field, HttpUrl
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobstream import JobContext, TaskError, task
-from jobstream_workers.egress import EgressPolicy, guarded_client
+from jobstream.egress import EgressPolicy
+from jobstream_workers.egress import guarded_client
 
 MAX_REDIRECTS = 5
 
