@@ -16,6 +16,8 @@ class Scope(StrEnum):
     SUBMIT = "submit"
     READ = "read"
     CANCEL = "cancel"
+    WEBHOOKS = "webhooks"
+    """Say who is told of the ends of all the tenant's jobs."""
     ADMIN = "admin"
     """All of the others, for the jobs of every tenant."""
 

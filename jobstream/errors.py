@@ -13,6 +13,8 @@ JobstreamError
 ├── MethodNotAllowed        405  the path does not take that method
 ├── UnknownTask             404  no worker has announced a task of that name
 ├── JobNotFound             404  no job of that id
+├── WebhookNotFound         404  no endpoint of that id
+├── DeliveryNotFound        404  no delivery of that id
 ├── JobGone                 410  the job was cancelled, purged or has expired
 ├── JobConflict             409  the job's state does not allow the request
 ├── PayloadTooLarge         413  the body, a field or a file is too large
@@ -205,6 +207,26 @@ class JobNotFound(JobstreamError):
 
     status = 404
     code = "job-not-found"
+
+
+class WebhookNotFound(JobstreamError):
+    """There is no webhook of that id
+
+    It was never registered, it was deleted, or it is not yours. `GET /webhooks` lists yours.
+    """
+
+    status = 404
+    code = "webhook-not-found"
+
+
+class DeliveryNotFound(JobstreamError):
+    """There is no delivery of that id
+
+    It was never made, it is not yours, or the two weeks for which it is kept have passed.
+    """
+
+    status = 404
+    code = "delivery-not-found"
 
 
 class JobGone(JobstreamError):

@@ -16,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from jobstream.problem import placed
 
 DEFAULT_QUEUE = "default"
+WEBHOOKS_QUEUE = "webhooks"
+"""Deliveries wait there; every worker serves it, with slots of their own."""
+RESERVED_QUEUES = frozenset({WEBHOOKS_QUEUE, "health-check"})
+"""No job of others can be put there; the second one would be taken for a key of arq's."""
 DEFAULT_TTL = 86_400.0
 """Seconds a finished job's record is kept, unless the task or the request says otherwise."""
 QUEUE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")

@@ -122,6 +122,31 @@ API_KEYS: Final = "jobstream:keys"
 TICKET_SECRET: Final = "jobstream:ticket-secret"
 """string, signs tickets; made once, owner: the deployment."""
 
+WEBHOOK: Final = "jobstream:webhook:"
+"""hash, an endpoint with its secret; owner: its tenant, until it is deleted."""
+WEBHOOKS: Final = "jobstream:webhooks"
+"""zset endpoint id → created ms; entries leave when it is deleted."""
+WEBHOOKS_OF: Final = "jobstream:webhooks:owner:"
+"""zset per tenant, as `WEBHOOKS`; endpoints without a tenant are in none."""
+WEBHOOKS_IN_USE: Final = "jobstream:webhooks:in-use:"
+"""set per tenant, and one of nobody's (no name): ids of endpoints that are not disabled."""
+WEBHOOK_SECRET: Final = "jobstream:webhook-secret"
+"""string, signs what goes to a `callback_url`; made once, owner: the deployment."""
+OUTBOX: Final = "jobstream:webhooks:outbox"
+"""list, records (JSON) of ended jobs of which somebody is to be told; a worker takes them at once."""
+COLLECTING: Final = "jobstream:webhooks:collecting"
+"""string, the worker that takes from the outbox; PX seconds."""
+DELIVERY: Final = "jobstream:delivery:"
+"""hash, a message to one receiver and what became of it; until two weeks after the last attempt."""
+DELIVERY_ATTEMPTS: Final = "jobstream:delivery:attempts:"
+"""list per delivery of its attempts (JSON); capped; lives as long as the delivery."""
+DELIVERIES_TO: Final = "jobstream:deliveries:to:"
+"""zset per endpoint, delivery id → created ms; capped; two weeks after the last one."""
+DELIVERIES_OF: Final = "jobstream:deliveries:of:"
+"""zset per job, delivery id → created ms; two weeks after the last one."""
+LANE: Final = "jobstream:lane:"
+"""zset per receiver, id of a delivery's job → ms when it has ended at the latest: those under way; a minute more."""
+
 
 def queue(name: str) -> str:
     """zset id → ms when due (arq's `queue_name`); `default` is arq's own default queue."""
@@ -186,6 +211,41 @@ def worker(worker_id: str) -> str:
 def api_key(key_id: str) -> str:
     """hash, see API_KEY."""
     return API_KEY + key_id
+
+
+def webhook(webhook_id: str) -> str:
+    """hash, see WEBHOOK."""
+    return WEBHOOK + webhook_id
+
+
+def webhooks_of(owner: str) -> str:
+    """zset, see WEBHOOKS_OF."""
+    return WEBHOOKS_OF + owner
+
+
+def webhooks_in_use(owner: str | None) -> str:
+    """set, see WEBHOOKS_IN_USE."""
+    return WEBHOOKS_IN_USE + (owner or "")
+
+
+def delivery(delivery_id: str) -> str:
+    """hash, see DELIVERY."""
+    return DELIVERY + delivery_id
+
+
+def delivery_attempts(delivery_id: str) -> str:
+    """list, see DELIVERY_ATTEMPTS."""
+    return DELIVERY_ATTEMPTS + delivery_id
+
+
+def deliveries_to(webhook_id: str) -> str:
+    """zset, see DELIVERIES_TO."""
+    return DELIVERIES_TO + webhook_id
+
+
+def deliveries_of(job_id: str) -> str:
+    """zset, see DELIVERIES_OF."""
+    return DELIVERIES_OF + job_id
 
 
 def index(

@@ -36,6 +36,7 @@ from jobstream.job import (
     DEFAULT_QUEUE,
     DEFAULT_TTL,
     QUEUE_NAME,
+    RESERVED_QUEUES,
     Job,
     JobStatus,
     Record,
@@ -51,6 +52,7 @@ from jobstream.scripts import Argument, Script
 from jobstream.search import WORDS_MAX, words_of
 from jobstream.serialize import serialize
 from jobstream.store import JobFilter
+from jobstream.webhooks.target import wrong_target
 
 LIVE_SECONDS = 7 * 86_400.0
 """How long a job may wait for a worker, from the time when it is due, before its record expires."""
@@ -101,10 +103,15 @@ class SubmitOptions:
     priority: int = 0
     """0 to 100: a higher one runs first, whenever it was submitted. None is below 0, where arq's scores are not due."""
     tags: Sequence[str] = ()
+    callback_url: str | None = None
+    """Told of the job's end; whether it leads where webhooks may go is for who takes it from a client to find out."""
+    internal: bool = False
+    """It is the service's own job, which may wait in a queue that others cannot name."""
 
     def check(self) -> None:
         """Raises InvalidParameter for a value that makes no sense; its one error names the option."""
-        if self.queue is not None and (not QUEUE_NAME.match(self.queue) or self.queue == "health-check"):
+        reserved = () if self.internal else RESERVED_QUEUES
+        if self.queue is not None and (not QUEUE_NAME.match(self.queue) or self.queue in reserved):
             raise _wrong("queue", f"{self.queue!r} cannot be a queue's name")
         if not 0 <= self.delay <= MAX_SECONDS:
             raise _wrong("delay", "delay is a number of seconds from 0 to a year")
@@ -124,6 +131,8 @@ class SubmitOptions:
             raise _wrong(
                 "tags", f"tags are up to {TAGS_MAX} words of 1 to 64 letters, digits and the signs _ . : / @ + -"
             )
+        if self.callback_url is not None and (why := wrong_target(self.callback_url)) is not None:
+            raise _wrong("callback_url", why)
 
 
 def _wrong(option: str, why: str) -> InvalidParameter:
@@ -485,6 +494,8 @@ class _NewJob(NamedTuple):
             fields["priority"] = options.priority
         if owner is not None:
             fields["owner"] = owner
+        if options.callback_url is not None:
+            fields["callback_url"] = options.callback_url
         if said := words_of(wanted.data, tags=options.tags, limit=words):
             fields["words"] = " ".join(said)
         return cls(

@@ -19,7 +19,7 @@ from jobstream.context import JobContext
 from jobstream.cron import Cron
 from jobstream.errors import ConfigurationError, FieldError, InvalidInput
 from jobstream.files import FILE_MARK
-from jobstream.job import DEFAULT_QUEUE, DEFAULT_TTL, QUEUE_NAME
+from jobstream.job import DEFAULT_QUEUE, DEFAULT_TTL, QUEUE_NAME, RESERVED_QUEUES
 from jobstream.retry import RetryPolicy
 
 P = ParamSpec("P")
@@ -181,7 +181,7 @@ def _make_task(
         raise ConfigurationError(f"{where}: a task's name is lower case letters, digits, - and _, from a letter on")
     if name in RESERVED_NAMES:
         raise ConfigurationError(f"{where}: the service keeps /{name} for itself; choose another name")
-    if not QUEUE_NAME.match(options["queue"]) or options["queue"] == "health-check":
+    if not QUEUE_NAME.match(options["queue"]) or options["queue"] in RESERVED_QUEUES:
         raise ConfigurationError(f"{where}: {options['queue']!r} cannot be a queue's name")
     if not (0 < options["timeout"] < math.inf and 0 < options["ttl"] < math.inf):
         raise ConfigurationError(f"{where}: timeout and ttl are seconds above 0")

@@ -22,7 +22,19 @@ from jobstream_api.edges import EXPOSED, Edges, allow_own_scripts
 from jobstream_api.jobs import STATE
 from jobstream_api.openapi import FAILURE, OpenApi
 from jobstream_api.problems import problem_route
-from jobstream_api.routes import batches, bulk, events, health, jobs, problem_pages, results, static, tasks, tickets
+from jobstream_api.routes import (
+    batches,
+    bulk,
+    events,
+    health,
+    jobs,
+    problem_pages,
+    results,
+    static,
+    tasks,
+    tickets,
+    webhooks,
+)
 from jobstream_api.service import Service
 from jobstream_api.settings import ApiSettings
 from jobstream_api.wire import accepts_html
@@ -62,7 +74,7 @@ def _router(service: Service, authenticate: Authenticate | None) -> APIRouter:
         route_class=problem_route(lambda: service.prefix), lifespan=lifespan, dependencies=[Depends(gate)]
     )
     # results last: its routes match any name
-    for resource in (health, static, tasks, batches, bulk, jobs, events, tickets, problem_pages, results):
+    for resource in (health, static, tasks, batches, bulk, jobs, events, tickets, webhooks, problem_pages, results):
         resource.add_routes(router, service)
     problems.name_allowed_methods(router)
     return router
@@ -94,7 +106,7 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
             allow_headers=["*"],
             expose_headers=EXPOSED,
             max_age=600,

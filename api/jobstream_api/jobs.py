@@ -53,6 +53,8 @@ class Jobs:
         IdempotencyInFlight, and redis-py's errors when Redis is away.
         """
         validator = await self._service.tasks.validator(task)
+        if options is not None and options.callback_url is not None:
+            await self._service.targets.check(options.callback_url, option="callback_url")
         data = validator.check(pydantic_core.to_jsonable_python({} if input is None else input))
         announced = validator.task
         job, _ = await self._service.queue.submit_once(

@@ -11,8 +11,10 @@ from fastapi import FastAPI
 
 from jobstream.catalogue import Announcement
 from jobstream.files import FILE_MARK
-from jobstream.job import Job
+from jobstream.job import RESERVED_QUEUES, Job
 from jobstream.queue import MAX_SECONDS, TAGS_MAX
+from jobstream.webhooks.endpoints import EVENTS
+from jobstream.webhooks.target import URL_LENGTH
 from jobstream_api.auth.document import add_security
 from jobstream_api.body import takes_many
 from jobstream_api.problems import MEDIA_TYPE
@@ -110,6 +112,23 @@ _IF_NONE_MATCH: dict[str, Any] = {
 
 _AS_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": _COMPONENTS + "Problem"}}}
 
+_JOB_ENDED: dict[str, Any] = {
+    "title": "JobEnded",
+    "description": "The end of a job, as Standard Webhooks has it; below 20 KB",
+    "type": "object",
+    "required": ["type", "timestamp", "data"],
+    "properties": {
+        "type": {"type": "string", "enum": list(EVENTS)},
+        "timestamp": {"type": "string", "format": "date-time"},
+        "data": {"$ref": _COMPONENTS + "Job"},
+        "omitted": {
+            "description": "What was left out of the job because it is too large; its links lead to it",
+            "type": "array",
+            "items": {"type": "string"},
+        },
+    },
+}
+
 FAILURE: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request is at fault", "content": _AS_PROBLEM},
     "5XX": {"description": "The service, its store or the task is at fault", "content": _AS_PROBLEM},
@@ -132,8 +151,11 @@ class OpenApi:
             document = copy.deepcopy(self._base())
             document["servers"] = [{"url": self._service.root_path or "/"}]
             document["components"]["schemas"]["Problem"] = _PROBLEM
+            document["components"]["schemas"]["JobEnded"] = _JOB_ENDED
             for task in book.tasks.values():
                 add_task(document, task)
+            _add_schema(document["components"]["schemas"], "Job", Job.model_json_schema(mode="serialization"))
+            document["webhooks"] = {event: _ended(event) for event in EVENTS}
             if self._service.gate.open:
                 document["security"] = []
             else:
@@ -168,6 +190,7 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
             "summary": task.summary,
             "description": task.description,
             "parameters": [*_submit_parameters(), _PREFER, _IDEMPOTENCY_KEY],
+            "callbacks": {"ended": {"{$request.query.callback_url}": _ended("job.ended")}},
             "requestBody": {"required": not _needs_nothing(task), "content": bodies},
             "responses": {
                 "200": {
@@ -228,6 +251,37 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
                 **_problems({"404": "No such job", "410": "Purged before", "503": "Redis is away"}),
             },
         },
+    }
+
+
+def _ended(event: str) -> dict[str, Any]:
+    """The request that a receiver gets."""
+    described = {
+        "webhook-id": "The message, the same at every attempt: a receiver knows by it what it has",
+        "webhook-timestamp": "Seconds since 1970 of this attempt",
+        "webhook-signature": "`v1,` and base64 of the HMAC-SHA256 of `{id}.{timestamp}.{body}`; one per secret",
+    }
+    return {
+        "post": {
+            "tags": ["webhooks"],
+            **({} if event == "job.ended" else {"operationId": "on_" + event.replace(".", "_")}),
+            "summary": "A job has ended" if event == "job.ended" else f"A job has {event.removeprefix('job.')}",
+            "security": [],
+            "parameters": [
+                {"name": name, "in": "header", "required": True, "description": text, "schema": {"type": "string"}}
+                for name, text in described.items()
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": _COMPONENTS + "JobEnded"}}},
+            },
+            "responses": {
+                "2XX": {"description": "Received; what the answer says is not read"},
+                "410": {"description": "Nothing more is to be sent: a registered receiver is disabled"},
+                "4XX": {"description": "Not received: sent again later, not before `Retry-After`"},
+                "5XX": {"description": "Not received: sent again later, not before `Retry-After`"},
+            },
+        }
     }
 
 
@@ -302,12 +356,16 @@ def _submit_parameters() -> list[dict[str, Any]]:
         ),
         "queue": (
             "Queue, instead of the task's own",
-            {"type": "string", "pattern": "^[a-z0-9][a-z0-9_.-]{0,63}$", "not": {"const": "health-check"}},
+            {"type": "string", "pattern": "^[a-z0-9][a-z0-9_.-]{0,63}$", "not": {"enum": sorted(RESERVED_QUEUES)}},
         ),
         "priority": ("Higher runs first", {"type": "integer", "minimum": 0, "maximum": 100, "default": 0}),
         "tags": ("Tags to find it by", {"type": "array", "items": tag, "maxItems": TAGS_MAX}),
         "timeout": ("Seconds an attempt may take", seconds),
         "ttl": ("Seconds the finished record is kept", seconds),
+        "callback_url": (
+            "Told of the job's end; a public address, unless the service allows it",
+            {"type": "string", "format": "uri", "maxLength": URL_LENGTH},
+        ),
     }
     return [
         {"name": name, "in": "query", "required": False, "description": text, "schema": schema}

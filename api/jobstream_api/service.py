@@ -14,11 +14,13 @@ from starlette.requests import Request
 
 from jobstream.cancellation import cancel
 from jobstream.catalogue import Announcement, find, read_catalogue, read_version
+from jobstream.egress import EgressPolicy
 from jobstream.errors import RedisUnavailable, UnknownTask
 from jobstream.files import FileStore
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.store import read_record
+from jobstream.webhooks.target import Targets
 from jobstream_api.auth.gate import Gate, authenticate_by
 from jobstream_api.auth.tickets import Tickets
 from jobstream_api.live.hub import Hub
@@ -104,6 +106,7 @@ class Service:
         self.files = FileStore(settings.files_dir)
         self.uploads_in_doubt: set[str] = set()
         """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""
+        self.targets = Targets(EgressPolicy.parse(settings.webhook_allow))
         self.draining = False
 
     def place(self, prefix: str) -> None:

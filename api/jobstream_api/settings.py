@@ -8,10 +8,11 @@ from jobstream.files import FileSettings
 from jobstream.limits import Rate, SubmitLimits
 from jobstream.redis import RedisSettings
 from jobstream.search import WORDS_MAX
+from jobstream.webhooks.settings import WebhookSettings
 from jobstream_api.auth.settings import AuthSettings
 
 
-class ApiSettings(RedisSettings, FileSettings, AuthSettings):
+class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings):
     """The API's settings: `JOBSTREAM_…` in the environment or in `.env`."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")

@@ -212,12 +212,28 @@ local function last_words(flat)
   return ' ' .. cjson.encode(fields)
 end
 
+-- Somebody is to be told of this end: the record as it is now waits in the outbox for a worker that makes deliveries of
+-- it. A large result stays where it is.
+local function put_in_outbox(id)
+  local flat, fields = redis.call('HGETALL', RECORD .. id), {}
+  for at = 1, #flat, 2 do
+    local name, value = flat[at], flat[at + 1]
+    if name == 'result' and #value > 20000 then
+      fields.result_omitted = '1'
+    elseif name ~= 'payload' and name ~= 'words' then
+      fields[name] = value
+    end
+  end
+  redis.call('RPUSH', OUTBOX, cjson.encode(fields))
+  redis.call('PUBLISH', WAKE .. 'webhooks', '')
+end
+
 -- The end of a job: record, indexes, arq's keys and the last event together. More fields of the record may follow.
 -- Returns the record when it is purged with that.
 local function finish(id, queue, status, now, ...)
   local record = RECORD .. id
   local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error',
-    'owner', 'words')
+    'owner', 'words', 'callback_url')
   local deadline = now + tonumber(old[3] or 86400000)
   local version = (tonumber(old[7]) or 0) + 1
   redis.call('HSET', record, 'status', status, 'version', version, 'finished_at', whole(now), 'expires_at', whole(deadline), ...)
@@ -233,6 +249,9 @@ local function finish(id, queue, status, now, ...)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', ARQ_ABORT, id)
   leave_running(id, old[5], old[10])
+  if (old[12] or redis.call('EXISTS', WEBHOOKS_IN_USE .. (old[10] or '')) == 1) and old[5] ~= 'webhook-delivery' then
+    put_in_outbox(id)
+  end
   if not old[4] then
     tell(id, version, 'done', status, now, old[1])
     keep_until(id, deadline, expiry_member(id, old[5], old[6], old[10], old[11]))

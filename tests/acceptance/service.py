@@ -27,7 +27,7 @@ PATIENCE = 20.0
 class Service:
     """Starts processes in `directory`; whatever still runs is ended by `close`."""
 
-    def __init__(self, directory: Path, *, redis_url: str | None) -> None:
+    def __init__(self, directory: Path, *, redis_url: str | None, **settings: str) -> None:
         self.redis_url = redis_url
         self.files = directory / "files"
         self.log = directory / "log"
@@ -35,6 +35,8 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self._api: GuardedProcess | None = None
         self._directory = directory
+        self._settings = settings
+        self._worker: GuardedProcess | None = None
         self._processes: list[GuardedProcess] = []
 
     def start(self) -> None:
@@ -61,7 +63,14 @@ class Service:
 
     def start_worker(self, tasks: str = TASKS) -> GuardedProcess:
         """A worker process with the tasks of these modules."""
-        return self._start("-m", "jobstream_workers.main", JOBSTREAM_TASKS=tasks)
+        self._worker = self._start("-m", "jobstream_workers.main", JOBSTREAM_TASKS=tasks)
+        return self._worker
+
+    def kill_worker(self) -> None:
+        """SIGKILL for the worker process that was started last."""
+        assert self._worker is not None
+        os.kill(self._worker.pid, signal.SIGKILL)
+        self._worker.wait(10)
 
     def wait_until(self, condition: Callable[[], bool], otherwise: str) -> None:
         """For what only the outside of a process shows: its start."""
@@ -102,11 +111,16 @@ class Service:
             "JOBSTREAM_MAX_FILE_BYTES": str(MAX_FILE_BYTES),
             "JOBSTREAM_MAX_FILES": str(MAX_FILES),
         }
+        env |= self._settings
         if self.redis_url is not None:
             env["JOBSTREAM_REDIS_URL"] = self.redis_url
         with self.log.open("ab") as log:
             process = start_guarded(
-                [sys.executable, *arguments], env=env | settings, stdout=log, stderr=log, cwd=self._directory
+                [sys.executable, *arguments],
+                env=env | settings,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
             )
         self._processes.append(process)
         return process
@@ -124,9 +138,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def running(directory: Path, *, redis_url: str | None) -> Iterator[Service]:
-    """A service that has started, until the block ends."""
-    service = Service(directory, redis_url=redis_url)
+def running(directory: Path, *, redis_url: str | None, **settings: str) -> Iterator[Service]:
+    """A service that has started, until the block ends. `settings`: of all its processes."""
+    service = Service(directory, redis_url=redis_url, **settings)
     try:
         service.start()
         yield service

@@ -20,6 +20,7 @@ from jobstream.caller import Scope
 from jobstream.fake import FakeSource
 from jobstream.job import Job
 from jobstream.redis import RedisSource, UrlSource
+from jobstream.webhooks import deliveries, endpoints
 from jobstream_api.app import create_app
 from jobstream_api.auth.document import rules_of
 from jobstream_api.auth.gate import Rule
@@ -43,12 +44,17 @@ class Case(NamedTuple):
     path: str
     rule: Rule | None
 
-    def url(self, job_id: str) -> str:
-        return self.path.replace("{task:task}", "quiet").replace("{task}", "quiet").replace("{job_id}", job_id)
+    def url(self, job_id: str, webhook_id: str = "", delivery_id: str = "") -> str:
+        path = self.path.replace("{task:task}", "quiet").replace("{task}", "quiet").replace("{job_id}", job_id)
+        return path.replace("{webhook_id}", webhook_id).replace("{delivery_id}", delivery_id)
 
     @property
     def of_a_job(self) -> bool:
         return "{job_id}" in self.path
+
+    @property
+    def of_a_webhook(self) -> bool:
+        return "{webhook_id}" in self.path or "{delivery_id}" in self.path
 
 
 def routes() -> list[BaseRoute]:
@@ -121,11 +127,24 @@ async def job_of(service: Guarded, owner: str) -> Job:
     return await service.queue.submit("quiet", {}, owner=owner)
 
 
-async def ask(service: Guarded, case: Case, job_id: str, key: str | None) -> httpx2.Response:
+async def webhook_of(service: Guarded, owner: str) -> tuple[str, str]:
+    """A tenant's only endpoint, and a delivery to it, by their ids."""
+    for old in await endpoints.find_endpoints(service.client, owner=owner):
+        await endpoints.delete(service.client, old)
+    fields = {"url": "http://192.0.2.1/", "events": ["job.failed"]}
+    endpoint = await endpoints.register(service.client, owner=owner, fields=fields)
+    return endpoint.id, (await deliveries.send_test(service.client, endpoint)).id
+
+
+async def ask(
+    service: Guarded, case: Case, job_id: str, key: str | None, webhook: tuple[str, str] = ("", "")
+) -> httpx2.Response:
     """The answer; of a stream its beginning."""
+    if case.of_a_webhook and webhook == ("", ""):
+        webhook = await webhook_of(service, "acme")
     async with service.http(key) as http:
         body: wire.Json | None = {} if case.method == "POST" else None
-        async with http.stream(case.method, case.url(job_id), json=body) as response:
+        async with http.stream(case.method, case.url(job_id, *webhook), json=body) as response:
             if response.headers.get("content-type", "").startswith("text/event-stream"):
                 response.read = lambda: b""  # type: ignore[method-assign]
             else:
@@ -202,6 +221,39 @@ class TestEveryGuardedRoute:
         assert answers[0].status_code == 404
         assert (await service.queue.get(job.id)).version == 1
         assert (await service.queue.get(nobodys.id)).version == 1
+
+
+@in_one_loop
+@pytest.mark.parametrize("case", [case for case in GUARDED if case.of_a_webhook], ids=name)
+async def test_a_webhook_of_another_tenant_is_one_that_never_was(service: Guarded, case: Case) -> None:
+    theirs, unknown = await webhook_of(service, "acme"), ("wh_" + "0" * 24, "01AAAAAAAAAAAAAAAAAAAAAAAA")
+    key = await service.key("globex", Scope.READ, Scope.WEBHOOKS)
+    answers = [await ask(service, case, "", key, webhook) for webhook in (theirs, unknown)]
+    if case.method != "PATCH":  # without a body it is not understood, whosever it is: the ids are not looked at
+        assert [answer.status_code for answer in answers] == [404, 404]
+    texts = [
+        answer.text.replace(webhook[0], "WEBHOOK").replace(webhook[1], "DELIVERY")
+        for answer, webhook in zip(answers, (theirs, unknown), strict=True)
+    ]
+    assert texts[0] == texts[1]
+    assert [each.id for each in await endpoints.find_endpoints(service.client, owner="acme")] == [theirs[0]]
+
+
+@in_one_loop
+async def test_no_list_shows_a_webhook_of_another_tenant(service: Guarded) -> None:
+    mine, _ = await webhook_of(service, "hooks")
+    await webhook_of(service, "others")
+    async with service.http(await service.key("hooks")) as http:
+        assert [each["id"] for each in (await http.get("/webhooks")).json()["webhooks"]] == [mine]
+
+
+@in_one_loop
+async def test_two_tenants_callbacks_are_not_signed_alike(service: Guarded) -> None:
+    secrets = []
+    for tenant in ("acme", "globex"):
+        async with service.http(await service.key(tenant, Scope.WEBHOOKS)) as http:
+            secrets += (await http.get("/webhooks/secret")).json()["secrets"]
+    assert len(set(secrets)) == 2
 
 
 @in_one_loop

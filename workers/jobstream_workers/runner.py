@@ -63,6 +63,15 @@ class StopReason(StrEnum):
     LOST = "lease lost"
 
 
+class Postponed(Retry):
+    """Raised by a delivery: as many as may be are under way to its receiver. The attempt does not count."""
+
+    def __init__(self, lane: str, *, most: int) -> None:
+        super().__init__(f"others are under way to {lane}")
+        self.lane = lane
+        self.most = most
+
+
 class InternalError(JobstreamError):
     """The worker itself went wrong"""
 
@@ -217,6 +226,9 @@ class Runner:
         if result is None and error is None and running.stop_reason is StopReason.SHUTDOWN:
             await writer.release()
             logger.info("job %s released: %s", job.id, StopReason.SHUTDOWN)
+            return
+        if isinstance(error, Postponed):
+            await writer.postpone(error.lane, most=error.most)
             return
         if error is not None:
             wait, error = next_attempt(error, task, job)

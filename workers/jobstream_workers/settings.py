@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 
-from pydantic import Field, field_validator
+from pydantic import AnyHttpUrl, Field, field_validator
 
 from jobstream.errors import ConfigurationError
 from jobstream.files import FileSettings
-from jobstream.job import QUEUE_NAME
+from jobstream.job import QUEUE_NAME, RESERVED_QUEUES
 from jobstream.redis import RedisSettings
+from jobstream.webhooks.settings import WebhookSettings
 from jobstream_workers.claim import WEEK_SECONDS
 
+MAX_DELAY_SECONDS = 4 * 86_400.0
+"""Between two attempts to deliver a webhook: its record lives for two weeks after each."""
 
-class WorkerSettings(RedisSettings, FileSettings):
+
+class WorkerSettings(RedisSettings, FileSettings, WebhookSettings):
     """A worker's settings: `JOBSTREAM_…` in the environment or in `.env`."""
 
     tasks: str = Field(
@@ -70,6 +74,23 @@ class WorkerSettings(RedisSettings, FileSettings):
         le=65535,
         description="Port for the worker's /livez, /readyz and /metrics; 0: any free one; empty: none.",
     )
+    public_url: AnyHttpUrl | None = Field(
+        None, description="Where clients reach the API, for the links in webhooks; without it they are paths."
+    )
+    webhook_slots: int = Field(
+        50,
+        ge=0,
+        le=1000,
+        description="Webhooks that a worker delivers at once, beside its jobs; 0: that is left to other workers.",
+    )
+    webhook_receiver_slots: int = Field(
+        5, ge=1, description="Webhooks that are under way to one receiver at once, from all workers together."
+    )
+    webhook_timeout: float = Field(15.0, gt=0, le=300, description="Seconds that a receiver has for its answer.")
+    webhook_retries: str = Field(
+        "5,300,1800,7200,18000,36000,50400,72000,86400",
+        description="Seconds between the attempts to deliver a webhook, separated by commas.",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @field_validator("queues")
@@ -78,6 +99,17 @@ class WorkerSettings(RedisSettings, FileSettings):
         if not parse_queues(value):
             raise ConfigurationError("JOBSTREAM_QUEUES names no queue")
         return value
+
+    @field_validator("webhook_retries")
+    @classmethod
+    def _retries(cls, value: str) -> str:
+        parse_delays(value)
+        return value
+
+    @property
+    def webhook_delays(self) -> tuple[float, ...]:
+        """JOBSTREAM_WEBHOOK_RETRIES as a tuple."""
+        return parse_delays(self.webhook_retries)
 
     @property
     def task_modules(self) -> tuple[str, ...]:
@@ -100,12 +132,23 @@ def parse_queues(value: str) -> dict[str, int]:
     weights: dict[str, int] = {}
     for word in _words(value):
         name, colon, weight = word.partition(":")
-        if not QUEUE_NAME.match(name) or name == "health-check":
+        if not QUEUE_NAME.match(name) or name in RESERVED_QUEUES:
             raise ConfigurationError(f"JOBSTREAM_QUEUES: {name!r} cannot be a queue's name")
         if colon and not (weight.isdecimal() and 1 <= int(weight) <= 1000):
             raise ConfigurationError(f"JOBSTREAM_QUEUES: the weight of {name!r} is a whole number from 1 to 1000")
         weights[name] = int(weight) if colon else 1
     return weights
+
+
+def parse_delays(value: str) -> tuple[float, ...]:
+    """`5,300` → (5.0, 300.0). Raises ConfigurationError."""
+    try:
+        delays = tuple(map(float, _words(value)))
+    except ValueError:
+        delays = (-1.0,)
+    if not all(0 <= delay <= MAX_DELAY_SECONDS for delay in delays) or len(delays) > 50:
+        raise ConfigurationError("JOBSTREAM_WEBHOOK_RETRIES is up to 50 numbers of seconds, none above four days")
+    return delays
 
 
 def _words(value: str) -> tuple[str, ...]:

@@ -23,12 +23,15 @@ from redis.asyncio.client import PubSub
 from jobstream import catalogue, keys, store
 from jobstream.cancellation import cancel
 from jobstream.catalogue import WorkerInfo
+from jobstream.errors import ConfigurationError
 from jobstream.files import FileStore
+from jobstream.job import WEBHOOKS_QUEUE
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.serialize import deserialize, serialize
 from jobstream.task import Task
 from jobstream_workers.claim import ANY_SUSPECTS, CLAIM_MAX, ClaimedJob, Numbers, StaleClaim, Suspects, claim, task_list
+from jobstream_workers.courier import Courier
 from jobstream_workers.executors import Executors
 from jobstream_workers.health import HealthServer, Meter, Pulse
 from jobstream_workers.lease import LeaseKeeper, Verdict
@@ -42,6 +45,8 @@ logger = logging.getLogger("jobstream.worker")
 
 BEAT_SECONDS = 5.0
 BEAT_LIFE_SECONDS = 15.0
+MAIL_SECONDS = 2.0
+"""Fallback poll for webhooks whose wake-up was lost."""
 SWEEP_SECONDS = 60.0
 ORPHAN_SECONDS = 3600.0
 """An upload's directory whose job has no record is removed after this time: the submit may still be under way."""
@@ -76,6 +81,12 @@ class Worker(ArqWorker):
         self._source = source
         self._tasks = tasks
         self._settings = settings
+        self._courier = Courier(client, settings)
+        if self._courier.task.name in tasks:
+            raise ConfigurationError(f"the task {self._courier.task.name!r} is the service's own; choose another name")
+        self._all_tasks = {**tasks, self._courier.task.name: self._courier.task}
+        self._delivering = 0
+        self._mail = asyncio.Event()
         self._files = FileStore(settings.files_dir)
         self._rotation = Rotation(settings.queue_weights)
         self._limits = {name: task.max_running for name, task in tasks.items() if task.max_running is not None}
@@ -89,9 +100,11 @@ class Worker(ArqWorker):
         self._started_ms = time.time_ns() // 1_000_000
         self._left_behind: set[RunningJob] = set()
         self._pulse = Pulse(tasks.values(), poll_seconds=settings.poll_seconds, slots=settings.max_jobs)
-        self._meter = Meter(tasks)
+        self._meter = Meter(self._all_tasks)
         self._meter.watch(
-            slots=settings.max_jobs, running=lambda: len(self._running), left=lambda: len(self._left_behind)
+            slots=settings.max_jobs,
+            running=lambda: len(self._running) - self._delivering,
+            left=lambda: len(self._left_behind),
         )
         self.ready = asyncio.Event()
         """Set when the first heartbeat was written: the tasks are announced."""
@@ -102,6 +115,7 @@ class Worker(ArqWorker):
         self._pulse.stopping = True
         self._wake.set()
         self._freed.set()
+        self._mail.set()
 
     async def main(self) -> None:
         """Run until `stop()`. A worker that is cancelled instead releases its jobs at once."""
@@ -123,7 +137,7 @@ class Worker(ArqWorker):
             with leases, self._health():
                 runner = Runner(
                     self.pool,
-                    self._tasks,
+                    self._all_tasks,
                     executors,
                     keep_arq_result=settings.arq_keep_result_seconds,
                     max_crashes=settings.max_crashes,
@@ -136,7 +150,10 @@ class Worker(ArqWorker):
                     for beat in (self._listen, self._beat, self._sweep, schedule.run, self._pulse.beat)
                 ]
                 try:
-                    await self._surviving(lambda: self._claim(runner, leases), failed=self._pulse.failed)
+                    await asyncio.gather(
+                        self._surviving(lambda: self._claim(runner, leases), failed=self._pulse.failed),
+                        self._surviving(lambda: self._deliver(runner, leases)),
+                    )
                     await self._drain(settings.shutdown_seconds)
                 finally:
                     await self._release_all()
@@ -153,6 +170,7 @@ class Worker(ArqWorker):
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._courier.aclose()
         if self._pool is not None:
             await self.pool.aclose()
             self._pool = None
@@ -191,12 +209,36 @@ class Worker(ArqWorker):
                 async with asyncio.timeout(max(next_due, 0.001)):
                     await bell.wait()
 
+    async def _deliver(self, runner: Runner, leases: LeaseKeeper) -> None:
+        """Webhooks have slots of their own: receivers that do not answer hold up no job, and jobs no webhook."""
+        while not self._stopping.is_set():
+            self._mail.clear()
+            await self._courier.collect()
+            free, next_due = self._settings.webhook_slots - self._delivering, MAIL_SECONDS
+            if free > 0:
+                jobs, due = await claim(
+                    self.pool,
+                    queue=WEBHOOKS_QUEUE,
+                    worker_id=self.id,
+                    slots=free,
+                    lease=self._settings.lease_seconds,
+                    tasks=task_list([self._courier.task.name]),
+                )
+                for job in jobs:
+                    self._start(job, runner, leases)
+                if free > len(jobs) == CLAIM_MAX:
+                    due = 0.0  # there may be more
+                next_due = min(next_due, MAIL_SECONDS if due is None else due)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(next_due, 0.001)):
+                    await self._mail.wait()
+
     @property
     def free(self) -> int:
         """Slots for which a job may be claimed."""
         # So many coroutines that were left behind have had a slot of their own; further ones keep theirs.
         too_many = max(0, len(self._left_behind) - self.max_jobs)
-        return max(0, self.max_jobs - len(self._running) - too_many)
+        return max(0, self.max_jobs - len(self._running) + self._delivering - too_many)
 
     async def _claim_from_all(self, runner: Runner, leases: LeaseKeeper) -> float:
         """Fill the slots that are free now; the seconds until the queues should be looked at again.
@@ -258,13 +300,19 @@ class Worker(ArqWorker):
         self._running[job.id] = running
         suspect = 0 < self._settings.max_crashes - 1 <= job.crashes
         self._suspects += suspect
+        delivers = job.queue == WEBHOOKS_QUEUE
+        self._delivering += delivers
         leases.hold(job)
 
         def free() -> None:
-            nonlocal suspect
+            nonlocal suspect, delivers
             leases.drop(job)
             self._suspects -= suspect
+            self._delivering -= delivers
             suspect = False
+            if delivers:
+                self._mail.set()
+            delivers = False
             if self._running.get(job.id) is running:
                 del self._running[job.id]
                 del self.tasks[job.id]
@@ -297,21 +345,22 @@ class Worker(ArqWorker):
         client = self._source.subscriber()
         try:
             async with client.pubsub() as pubsub:
-                channels = [keys.wake(queue) for queue in self._settings.queue_names]
+                channels = [keys.wake(queue) for queue in (*self._settings.queue_names, WEBHOOKS_QUEUE)]
                 await pubsub.subscribe(keys.control(self.id), *channels)
                 self._wake.set()
+                self._mail.set()
                 await self._hear(pubsub)
         finally:
             await client.aclose()
 
     async def _hear(self, pubsub: PubSub) -> None:
-        control = keys.control(self.id).encode()
+        control, mail = keys.control(self.id).encode(), keys.wake(WEBHOOKS_QUEUE).encode()
         while True:
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=BEAT_SECONDS)
             if message is None:
                 continue
             if message["channel"] != control:
-                self._wake.set()
+                (self._mail if message["channel"] == mail else self._wake).set()
                 continue
             order, _, job_id = message["data"].decode().partition(" ")
             running = self._running.get(job_id)
@@ -325,7 +374,7 @@ class Worker(ArqWorker):
                 tasks=tuple(sorted(self._tasks)),
                 queues=self._settings.queue_names,
                 slots=self._settings.max_jobs,
-                running=len(self._running),
+                running=len(self._running) - self._delivering,
                 started_at=self._started_ms,
             )
             await catalogue.beat(self.pool, info, list(self._tasks.values()), life=BEAT_LIFE_SECONDS)
@@ -337,7 +386,7 @@ class Worker(ArqWorker):
         """Expired records leave the indexes, and their uploads the disk; so do uploads that no job owns."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            for job_id in await store.sweep(self.pool, queues=self._settings.queue_names):
+            for job_id in await store.sweep(self.pool, queues=(*self._settings.queue_names, WEBHOOKS_QUEUE)):
                 await asyncio.to_thread(self._files.remove, job_id)
             for job_id, changed in (await asyncio.to_thread(self._files.owners)).items():
                 old = time.time() - changed > ORPHAN_SECONDS

@@ -29,6 +29,7 @@ logger = logging.getLogger("jobstream.writer")
 _adopt = Script("adopt")
 _emit = Script("emit")
 _finish = Script("finish")
+_postpone = Script("postpone")
 _release = Script("release")
 _retry = Script("retry")
 
@@ -103,6 +104,10 @@ class AttemptWriter:
     async def release(self) -> bool:
         """Give the job back to its queue at once; the attempt does not count."""
         return await self._write(_release, self._job.queue)
+
+    async def postpone(self, lane: str, *, most: int) -> bool:
+        """Give a delivery back, uncounted, until fewer than `most` are under way in its lane."""
+        return await self._write(_postpone, self._job.queue, lane, most)
 
     async def _write(self, script: Script, *args: Argument) -> bool:
         """Until Redis takes it: the fence makes a repeated write harmless when only the answer was lost.

@@ -93,6 +93,7 @@ Submitter = Annotated[Caller, Depends(Rule(Scope.SUBMIT))]
 Reader = Annotated[Caller, Depends(Rule(Scope.READ))]
 Watcher = Annotated[Caller, Depends(Rule(Scope.READ, ticket=True))]
 Canceller = Annotated[Caller, Depends(Rule(Scope.CANCEL))]
+WebhookKeeper = Annotated[Caller, Depends(Rule(Scope.WEBHOOKS))]
 Admin = Annotated[Caller, Depends(Rule(Scope.ADMIN))]
 
 

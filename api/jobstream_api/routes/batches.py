@@ -182,6 +182,8 @@ class _Reader:
         try:
             options = item.options()
             options.check()
+            if options.callback_url is not None:
+                await self._service.targets.check(options.callback_url, option="callback_url")
         except InvalidParameter as error:
             self._refuse(number, "", error.errors)
             return None

@@ -74,6 +74,7 @@ class SubmitQuery(BaseModel):
     tags: list[str] = []
     timeout: float | None = None
     ttl: float | None = None
+    callback_url: str | None = None
 
     def options(self) -> SubmitOptions:
         """As the queue takes them; tags may be repeated or separated by commas."""
@@ -93,6 +94,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
         check_scope(task, caller)
         options = query.options()
         options.check()
+        if options.callback_url is not None:
+            await service.targets.check(options.callback_url, option="callback_url")
         key = idempotency_key(request)
         key = f"{task}:{key}" if key else ""
         headers: dict[str, str] = {}
