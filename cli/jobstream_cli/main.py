@@ -406,6 +406,21 @@ def clear_limits(tenants: tuple[str, ...]) -> None:
     _run(keys.on_redis(lambda client: limits.clear(client, tenants)))
 
 
+@cli.group()
+def webhooks() -> None:
+    """Webhooks: what signs them. Needs JOBSTREAM_REDIS_URL, unless JOBSTREAM_WEBHOOK_SECRET is set."""
+
+
+@webhooks.command(name="secret")
+@click.option("--tenant", help="Whose jobs. Without it: jobs of nobody, as in a service without authentication.")
+def callback_secret(tenant: str | None) -> None:
+    """Print the secret by which receivers verify what goes to a `callback_url`."""
+    from jobstream_cli import webhooks
+
+    with _configuration_errors():
+        _run(webhooks.secret(tenant))
+
+
 @contextlib.contextmanager
 def _configuration_errors() -> Iterator[None]:
     """A wrong setting is one sentence and exit code 2, not a traceback."""

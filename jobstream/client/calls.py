@@ -65,6 +65,7 @@ class BatchItem(TypedDict, total=False):
     run_at: datetime | None
     priority: int | None
     queue: str | None
+    callback_url: str | None
     tags: Sequence[str]
     timeout: float | None
     ttl: float | None

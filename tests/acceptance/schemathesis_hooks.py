@@ -11,6 +11,7 @@ UNSAYABLE = {
     "cursor",  # what a list has given
     "q",  # words, by a rule of their own
     "Idempotency-Key",  # stands for one request
+    "callback_url",  # where it may lead is up to the world
 }
 
 

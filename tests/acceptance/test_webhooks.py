@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx2
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from tests.acceptance.service import Service, running
+from tests.acceptance.service import ROOT, Service, running
 from tests.acceptance.wire import Json, Puppet, done, pointers, problem, submit
 from tests.receiver import Received, Receiver, answer, receiving
 
@@ -326,3 +329,36 @@ async def test_a_worker_killed_in_the_middle_of_a_delivery_loses_none(
         delivery = await delivery_of(http, job)
         assert delivery["status"] == "delivered"
         assert [attempt["status"] for attempt in delivery["attempts"]] == [204]
+
+
+async def test_the_documented_receiver_verifies(http: httpx2.AsyncClient, receiver: Receiver, endpoint: Json) -> None:
+    document = (ROOT / "docs" / "webhooks.md").read_text()
+    snippet: dict[str, Any] = {}
+    exec(document.partition("```python\n")[2].partition("```")[0], snippet)
+    await submit(http, "words", {"text": "a"})
+    [received] = await receiver.first("/hook")
+    verified = snippet["verified"]
+    assert verified(endpoint["secret"], received.headers, received.body) == received.message
+    old = received.headers | {"webhook-timestamp": str(int(received.headers["webhook-timestamp"]) - 3600)}
+    other = (await http.post(f"/webhooks/{endpoint['id']}/rotate")).json()["secret"]
+    for secret, headers, body in (
+        (endpoint["secret"], received.headers, received.body + b" "),
+        (endpoint["secret"], old, received.body),
+        (other, received.headers, received.body),
+    ):
+        with pytest.raises(ValueError, match=r"secret|old"):
+            verified(secret, headers, body)
+
+
+async def test_the_command_line_tells_the_secret_that_signs(http: httpx2.AsyncClient, service: Service) -> None:
+    if service.redis_url is None:
+        return  # nobody else can look into that store
+    told = (await http.get("/webhooks/secret")).json()["secrets"]
+    command = [sys.executable, "-m", "jobstream_cli", "webhooks", "secret"]
+    env = os.environ | {"JOBSTREAM_REDIS_URL": service.redis_url}
+    process = await asyncio.create_subprocess_exec(*command, env=env, stdout=asyncio.subprocess.PIPE)
+    assert (await process.communicate())[0].decode().split() == told
+    env["JOBSTREAM_WEBHOOK_SECRET"] = told[0]
+    for tenant, same in (((), True), (("--tenant", "acme"), False)):
+        process = await asyncio.create_subprocess_exec(*command, *tenant, env=env, stdout=asyncio.subprocess.PIPE)
+        assert ((await process.communicate())[0].decode().split() == told) is same
