@@ -50,8 +50,10 @@ async def told(client: ArqRedis, job: Job) -> list[Delivery]:
 async def delivered(client: ArqRedis, job: Job) -> Delivery:
     """The job's only delivery, when its own job has ended."""
     async with asyncio.timeout(20):
-        while not (found := await told(client, job)):  # noqa: ASYNC110 (the worker says nothing of it)
+        found: list[Delivery] = []
+        while not found or not await client.exists(keys.record(found[0].run)):
             await asyncio.sleep(0.01)
+            found = await told(client, job)
     await event_of(client, found[0].run, "done")
     [delivery] = await told(client, job)
     return delivery
