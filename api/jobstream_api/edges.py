@@ -24,7 +24,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
 """On every answer. A browser is to take nothing for HTML that is none, to tell nobody the ids in our URLs, and to show

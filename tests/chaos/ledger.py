@@ -18,7 +18,14 @@ from tests.integration.test_queue import LIVES_AS_LONG_AS_THE_DATA
 
 OF_WAITING_JOBS = (keys.ARQ_JOB, keys.ARQ_IN_PROGRESS, keys.ARQ_RETRY)
 SWEPT = {keys.INDEX, keys.EXPIRY, keys.ARQ_ABORT}
-SWEPT_PREFIXES = (keys.INDEX_STATUS, keys.INDEX_TASK, keys.INDEX_TAG)
+SWEPT_PREFIXES = (
+    keys.INDEX_STATUS,
+    keys.INDEX_TASK,
+    keys.INDEX_TAG,
+    keys.INDEX_OWNER,
+    keys.INDEX_OWNED,
+    keys.INDEX_WORDS,
+)
 
 
 class Run(NamedTuple):

@@ -145,7 +145,8 @@ async def test_loud_jobs_are_held_back_while_redis_is_frozen(rig: Rig) -> None:
             said = [event for event in await durable_events(client, job.id) if event.kind == "chunk"]
             numbers = [msgspec.json.decode(event.data)["number"] for event in said]
             # A batch whose answer the freeze swallowed may be written twice; never is one left out.
-            assert sorted(set(numbers)) == list(range(found.result))
+            # Of megabytes the log keeps the end.
+            assert sorted(set(numbers)) == list(range(min(numbers), found.result))
     finally:
         await client.aclose()
 

@@ -217,7 +217,7 @@ async def test_stock_workers_and_ours_share_a_queue_and_run_each_job_once(
     lines = notes.read_text().splitlines()
     assert Counter(line.split()[0] for line in lines) == dict.fromkeys(ids, 1)
     by = Counter(line.split()[1] for line in lines)
-    assert min(by["ours"], by["stock"]) > 100, by
+    assert min(by["ours"], by["stock"]) > 20, by
     async with contextlib.aclosing(real_source.client()) as last:
         assert await arq_keys(last) == {keys.arq_result(job_id) for job_id in ids}
 
