@@ -11,7 +11,7 @@ from pathlib import Path
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from jobstream.redis import RedisSource, UrlSource
@@ -136,6 +136,11 @@ def _add_docs(app: FastAPI, service: Service) -> None:
         links = {name: f"{service.prefix}/{name}" for name in ("tasks", "jobs", "docs", "problems")}
         links["openapi"] = f"{service.prefix}/openapi.json"
         return JSONResponse({"service": "jobstream", "version": VERSION, "links": links}, headers={"Vary": "Accept"})
+
+    @app.get("/favicon.ico", include_in_schema=False, dependencies=[PUBLIC])
+    async def favicon() -> Response:
+        """Browsers ask for it, whatever they show."""
+        return FileResponse(static / "favicon.png", headers={"Cache-Control": "max-age=86400"})
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[PUBLIC])
     async def openapi() -> JSONResponse:

@@ -29,7 +29,7 @@ from tests.acceptance import wire
 from tests.acceptance.guarded import Guarded, guarded
 
 PUBLIC = {
-    *{"/", "/livez", "/readyz", "/openapi.json", "/docs", "/redoc"},
+    *{"/", "/livez", "/readyz", "/openapi.json", "/docs", "/redoc", "/favicon.ico"},
     *{"/problems", "/problems/{code}", "/static/{name}"},
 }
 """What everybody may ask. None of it says anything about a job."""
