@@ -154,7 +154,7 @@ class OpenApi:
             document["components"]["schemas"]["JobEnded"] = _JOB_ENDED
             for task in book.tasks.values():
                 add_task(document, task)
-            _add_schema(document["components"]["schemas"], "Job", Job.model_json_schema(mode="serialization"))
+            _add_job(document["components"]["schemas"])
             document["webhooks"] = {event: _ended(event) for event in EVENTS}
             if self._service.gate.open:
                 document["security"] = []
@@ -167,8 +167,7 @@ class OpenApi:
 def add_task(document: dict[str, Any], task: Announcement) -> None:
     """Add the operations of one task to an OpenAPI document."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    if "Job" not in schemas:
-        _add_schema(schemas, "Job", Job.model_json_schema(mode="serialization"))
+    _add_job(schemas)
     camel = "".join(part.capitalize() for part in task.name.split("-"))
     bodies = {
         media_type: {"schema": _add_schema(schemas, camel + kind, schema)} for media_type, kind, schema in _inputs(task)
@@ -283,6 +282,11 @@ def _ended(event: str) -> dict[str, Any]:
             },
         }
     }
+
+
+def _add_job(schemas: dict[str, Any]) -> None:
+    if "Job" not in schemas:
+        _add_schema(schemas, "Job", Job.model_json_schema(mode="serialization"))
 
 
 def _needs_nothing(task: Announcement) -> bool:

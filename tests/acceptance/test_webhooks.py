@@ -76,7 +76,7 @@ async def delivery_of(http: httpx2.AsyncClient, job: Json) -> Json:
         while not (found := (await http.get(path)).json()["deliveries"]):  # noqa: ASYNC110 (another process)
             await asyncio.sleep(0.02)
     assert len(found) == 1
-    return await settled(http, f"/webhooks/deliveries/{found[0]['id']}")
+    return await settled(http, f"/deliveries/{found[0]['id']}")
 
 
 async def test_the_end_of_a_job_is_told_to_a_registered_receiver(
@@ -160,10 +160,10 @@ async def test_a_delivery_is_given_up_after_its_last_attempt_and_can_be_asked_fo
     assert delivery["status"] == "failed"
     assert [attempt["error"] for attempt in delivery["attempts"]] == ["the receiver answered 503"] * 4
     receiver.answers["/broken"] = [answer(200)]
-    again = await http.post(f"/webhooks/deliveries/{delivery['id']}/redeliver")
+    again = await http.post(f"/deliveries/{delivery['id']}/redeliver")
     assert again.status_code == 202
     assert again.json()["status"] == "pending"
-    delivery = await settled(http, f"/webhooks/deliveries/{delivery['id']}")
+    delivery = await settled(http, f"/deliveries/{delivery['id']}")
     assert delivery["status"] == "delivered"
     assert len(delivery["attempts"]) == 5
     assert len({request.headers["webhook-id"] for request in receiver.at("/broken")}) == 1

@@ -125,7 +125,7 @@ class DeliveryList(BaseModel):
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
-    """`/webhooks` and what is under it, and `GET /jobs/{id}/deliveries`."""
+    """`/webhooks` and `/deliveries` with what is under them, and `GET /jobs/{id}/deliveries`."""
     client = service.client
     tags: list[str | Enum] = ["webhooks"]
 
@@ -154,13 +154,11 @@ def add_routes(router: APIRouter, service: Service) -> None:
         secrets = await callback_secrets(client, service.settings.webhook_secrets, caller.tenant)
         return WebhookSecrets(secrets=list(secrets))
 
-    @router.get("/webhooks/deliveries/{delivery_id}", tags=tags, summary="One message and its attempts")
+    @router.get("/deliveries/{delivery_id}", tags=tags, summary="One message and its attempts")
     async def delivery(delivery_id: str, caller: Reader) -> DeliveryView:
         return _delivery(await deliveries.get_delivery(client, delivery_id, owner=caller.sees))
 
-    @router.post(
-        "/webhooks/deliveries/{delivery_id}/redeliver", tags=tags, summary="Deliver it once more, now", status_code=202
-    )
+    @router.post("/deliveries/{delivery_id}/redeliver", tags=tags, summary="Deliver it once more, now", status_code=202)
     async def redeliver(delivery_id: str, caller: WebhookKeeper) -> DeliveryView:
         found = await deliveries.get_delivery(client, delivery_id, owner=caller.sees)
         return _delivery(await deliveries.redeliver(client, found))
