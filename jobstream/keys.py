@@ -64,7 +64,8 @@ WAKE: Final = "jobstream:wake:"
 CONTROL: Final = "jobstream:control:"
 """channel per worker: `cancel <id>`."""
 PARKED: Final = "jobstream:parked:"
-"""zset per task id → ms when it was due: jobs held back because `max_running` others run; a day after the last one."""
+"""zset per task id → ms when it was due: jobs held back because `max_running` others run; a day after the last one.
+Those of owners are in zsets of theirs, `<task> <owner>`, and `=<owner>` stands here, by when its turn came."""
 LEFT: Final = "jobstream:left:"
 """zset per queue and task (`<queue>:<task>`), id → ms when it was due: jobs that workers without their task left to
 others; a day after the last one."""

@@ -28,6 +28,7 @@ else
   local queue, task, owner = about[1], about[2] or '', about[3]
   redis.call('ZREM', PROMOTE .. queue, id)
   redis.call('ZREM', PARKED .. task, id)
+  if owner then redis.call('ZREM', PARKED .. task .. ' ' .. owner, id) end
   redis.call('ZREM', left_key(queue, task), id)
   if purge then redis.call('HSET', record, 'purge', '1') end
   if owner then turns().leave(queue, owner, id, now_ms()) end

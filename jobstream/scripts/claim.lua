@@ -50,7 +50,7 @@ for at = 13, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
 for task, allowed in pairs(most) do
   -- After an outage leases have run out whose holders live.
   if not grace then redis.call('ZREMRANGEBYSCORE', RUNNING .. task, '-inf', whole(now)) end
-  if limit > 0 and redis.call('EXISTS', PARKED .. task) == 1 then unpark(PARKED .. task, allowed - redis.call('ZCARD', RUNNING .. task)) end
+  if limit > 0 and redis.call('EXISTS', PARKED .. task) == 1 then unpark(PARKED .. task, allowed - redis.call('ZCARD', RUNNING .. task), RUNNING .. task) end
 end
 
 local all_turns
@@ -111,15 +111,22 @@ local function leave(id, task, due)
 end
 
 -- True when the job may run beside those of its task that run already; else it waits for one of them to end.
-local function may_run(id, task, due)
+local function may_run(id, task, due, owner)
   if not task or not most[task] then return true end
   if redis.call('ZSCORE', RUNNING .. task, id) or redis.call('ZCARD', RUNNING .. task) < most[task] then
     redis.call('ZADD', RUNNING .. task, whole(now + lease), id)
     redis.call('PEXPIRE', RUNNING .. task, 86400000)
     redis.call('ZREM', PARKED .. task, id)
+    if owner then redis.call('ZREM', PARKED .. task .. ' ' .. owner, id) end
     return true
   end
-  redis.call('ZADD', PARKED .. task, 'NX', due, id)
+  if owner then
+    redis.call('ZADD', PARKED .. task .. ' ' .. owner, 'NX', whole(due), id)
+    redis.call('PEXPIRE', PARKED .. task .. ' ' .. owner, 86400000)
+    stand_behind(PARKED .. task, now, '=' .. owner)
+  else
+    redis.call('ZADD', PARKED .. task, 'NX', due, id)
+  end
   redis.call('PEXPIRE', PARKED .. task, 86400000)
   redis.call('ZADD', queue, 'XX', whole(now + 60000), id) -- looked at again then, should nobody call it
   return false
@@ -158,7 +165,7 @@ local function take(id, due)
       return false
     end
     if owner and not owner_may_run(owner, id) then return false end
-    if not may_run(id, old[3], due) then
+    if not may_run(id, old[3], due, owner) then
       if owner then turn().leave(queue_name, owner, id, now) end
       held_back = held_back + 1
       return true

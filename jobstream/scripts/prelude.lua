@@ -178,17 +178,35 @@ local function left_key(queue_name, task)
   return LEFT .. queue_name .. ':' .. task
 end
 
+-- The owner gets behind all others that are held back, unless it stands there.
+local function stand_behind(held_back, least, owner)
+  local last = redis.call('ZREVRANGE', held_back, 0, 0, 'WITHSCORES')
+  redis.call('ZADD', held_back, 'NX', string.format('%.3f', math.max(tonumber(least), tonumber(last[2] or 0) + 0.001)), owner)
+end
+
 -- Up to `count` jobs that were held back get the places in their queues back that they had. Those that are gone, or run
--- already in a stock worker, do not count.
-local function unpark(held_back, count)
+-- already in a stock worker, do not count. In `running` each keeps its right to run for 2 s: else newcomers take it.
+local function unpark(held_back, count, running)
   while count > 0 do
     local parked = redis.call('ZPOPMIN', held_back)
-    local id = parked[1]
+    local id, place = parked[1], parked[2]
     if not id then return end
+    if string.sub(id, 1, 1) == '=' then -- an owner's turn
+      local of_owner = held_back .. ' ' .. string.sub(id, 2)
+      local first = redis.call('ZPOPMIN', of_owner)
+      if first[1] then
+        if redis.call('EXISTS', of_owner) == 1 then stand_behind(held_back, parked[2], id) end
+        id, place = first[1], first[2]
+      end
+    end
     local queue = redis.call('HGET', RECORD .. id, 'queue') or ''
     local moved = redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 0
-      and redis.call('ZADD', queue_key(queue), 'XX', 'CH', parked[2], id) == 1
+      and redis.call('ZADD', queue_key(queue), 'XX', 'CH', place, id) == 1
     if moved then
+      if running then
+        redis.call('ZADD', running, 'NX', whole(now_ms() + 2000), id)
+        redis.call('PEXPIRE', running, 86400000)
+      end
       redis.call('PUBLISH', WAKE .. queue, id)
       count = count - 1
     end
@@ -196,11 +214,11 @@ local function unpark(held_back, count)
 end
 
 -- One job of the task less runs: one that was held back for it may go. The owner's next one is due already.
-local function leave_running(id, task, owner)
+local function leave_running(id, task, owner, comes_back)
   if owner and redis.call('ZREM', RUNNING .. '=' .. owner, id) == 1 then
     redis.call('PUBLISH', WAKE .. (redis.call('HGET', RECORD .. id, 'queue') or ''), id)
   end
-  if task and redis.call('ZREM', RUNNING .. task, id) == 1 then unpark(PARKED .. task, 1) end
+  if task and redis.call('ZREM', RUNNING .. task, id) == 1 then unpark(PARKED .. task, 1, not comes_back and RUNNING .. task) end
 end
 
 -- All of a record that its watchers may see, for the last event of a job whose record does not outlive it.
@@ -295,7 +313,7 @@ local function give_back(id, queue_name, now)
   redis.call('ZADD', queue_key(queue_name), whole(score(tonumber(old[1]), old[2])), id)
   redis.call('HSET', record, 'attempt', attempt)
   redis.call('HDEL', record, 'worker', 'token', 'started_at', 'progress')
-  leave_running(id, old[3], old[4])
+  leave_running(id, old[3], old[4], true)
   set_status(id, 'queued', now)
   redis.call('PUBLISH', WAKE .. queue_name, id)
 end

@@ -322,3 +322,27 @@ async def test_whatever_happens_each_job_runs_once_and_nothing_is_left(queue: Qu
     assert len(ended) + len(cancelled) == submitted
     assert not cancelled & set(ended)
     await nothing_is_left(client)
+
+
+async def test_a_limited_task_is_shared_too(queue: Queue, client: ArqRedis) -> None:
+    await backlog(queue, "a", 300, task="limited")
+    running = await taken(client, 10)
+    assert [job.id for job in running] == ["a00000", "a00001"]
+    await queue.submit("limited", {}, owner="b", job_id="b0")
+    await queue.submit("limited", {}, owner="b", job_id="b1")
+    await queue.submit("limited", {}, job_id="nobodys")
+    assert await taken(client, 10) == []
+    await queue.cancel("a00003")
+    found: list[str] = []
+    for _ in range(7):
+        await finish(client, running.pop(0))
+        running += (jobs := await taken(client, 10))
+        found += [job.id for job in jobs]
+    assert len(found) == 7
+    assert set(found[:4]) >= {"b0", "nobodys"}
+    assert "b1" in found[:5]
+    assert [job_id for job_id in found if job_id[0] == "a"] == ["a00002", "a00004", "a00005", "a00006"]
+    while running:
+        await finish(client, running.pop())
+        running += await taken(client, 10)
+    await nothing_is_left(client)
