@@ -230,9 +230,9 @@ local function last_words(flat)
   return ' ' .. cjson.encode(fields)
 end
 
--- Somebody is to be told of this end: the record as it is now waits in the outbox for a worker that makes deliveries of
+-- Somebody is to be told of this end: the record as it is now waits in the mailbag for a worker that makes deliveries of
 -- it. A large result stays where it is.
-local function put_in_outbox(id)
+local function put_in_mailbag(id)
   local flat, fields = redis.call('HGETALL', RECORD .. id), {}
   for at = 1, #flat, 2 do
     local name, value = flat[at], flat[at + 1]
@@ -242,7 +242,7 @@ local function put_in_outbox(id)
       fields[name] = value
     end
   end
-  redis.call('RPUSH', OUTBOX, cjson.encode(fields))
+  redis.call('RPUSH', MAILBAG, cjson.encode(fields))
   redis.call('PUBLISH', WAKE .. 'webhooks', '')
 end
 
@@ -268,7 +268,7 @@ local function finish(id, queue, status, now, ...)
   redis.call('ZREM', ARQ_ABORT, id)
   leave_running(id, old[5], old[10])
   if (old[12] or redis.call('EXISTS', WEBHOOKS_IN_USE .. (old[10] or '')) == 1) and old[5] ~= 'webhook-delivery' then
-    put_in_outbox(id)
+    put_in_mailbag(id)
   end
   if not old[4] then
     tell(id, version, 'done', status, now, old[1])

@@ -1,6 +1,6 @@
-"""Deliveries: the outbox becomes a job per message and receiver, and each has a log of its attempts.
+"""Deliveries: the mailbag becomes a job per message and receiver, and each has a log of its attempts.
 
-The script that ends a job puts its record into the outbox, if anybody is to be told: with the end, or not at all. Any
+The script that ends a job puts its record into the mailbag, if anybody is to be told: with the end, or not at all. Any
 worker then makes the deliveries, under ids that are always the same for the same end and receiver: one that dies in the
 middle loses nothing, and whoever does it again makes none twice.
 """
@@ -102,26 +102,26 @@ class _New:
 
 
 async def collect(client: Redis, *, base: str) -> bool:
-    """Make deliveries of what is in the outbox. True when there may be more.
+    """Make deliveries of what is in the mailbag. True when there may be more.
 
     `base`: where the API is reached, for the links of jobs. One process does this at a time.
     """
-    if not await client.exists(keys.OUTBOX):
+    if not await client.exists(keys.MAILBAG):
         return False
     token = secrets.token_hex(8)
     if not await client.set(keys.COLLECTING, token, nx=True, px=round(COLLECTING_SECONDS * 1000)):
         return False
     try:
-        entries = await cast("Awaitable[list[bytes]]", client.lrange(keys.OUTBOX, 0, COLLECTED_AT_ONCE - 1))
+        entries = await cast("Awaitable[list[bytes]]", client.lrange(keys.MAILBAG, 0, COLLECTED_AT_ONCE - 1))
         await _store(client, await _deliveries_of(client, entries, base=base))
         async with client.pipeline(transaction=False) as pipe:
             for entry in entries:
-                pipe.lrem(keys.OUTBOX, 1, cast("str", entry))
+                pipe.lrem(keys.MAILBAG, 1, cast("str", entry))
             await pipe.execute()
     finally:
         if await client.get(keys.COLLECTING) == token.encode():
             await client.delete(keys.COLLECTING)
-    return bool(await client.exists(keys.OUTBOX))
+    return bool(await client.exists(keys.MAILBAG))
 
 
 async def send_test(client: Redis, endpoint: Endpoint) -> Delivery:
@@ -201,7 +201,7 @@ async def _deliveries_of(client: Redis, entries: Sequence[bytes], *, base: str) 
         try:
             job = ended_job(entry, base=base)
         except ValueError:
-            logger.exception("an entry of the outbox cannot be read, and is dropped")
+            logger.exception("an entry of the mailbag cannot be read, and is dropped")
             continue
         if job.owner not in in_use:
             in_use[job.owner] = await endpoints.endpoints_in_use(client, job.owner)

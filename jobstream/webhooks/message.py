@@ -17,7 +17,7 @@ _LEFT_OUT = ("result", "errors", "progress", "error")
 
 
 def ended_job(entry: bytes, *, base: str = "") -> Job:
-    """The job of an entry of the outbox. `base` goes before its links. Raises ValueError for what is no record."""
+    """The job of an entry of the mailbag. `base` goes before its links. Raises ValueError for what is no record."""
     try:
         record = msgspec.json.decode(entry, type=dict[str, str])
         return job_from_record({name.encode(): value.encode() for name, value in record.items()}, prefix=base)
@@ -32,7 +32,7 @@ def callback_url_of(entry: bytes) -> str | None:
 
 
 def result_was_left_out(entry: bytes) -> bool:
-    """True when the result was too large for the outbox."""
+    """True when the result was too large for the mailbag."""
     return "result_omitted" in msgspec.json.decode(entry, type=dict[str, str])
 
 

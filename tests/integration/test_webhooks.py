@@ -1,4 +1,4 @@
-"""The outbox and the courier: nothing is lost or made twice, and nothing goes where it may not."""
+"""The mailbag and the courier: nothing is lost or made twice, and nothing goes where it may not."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ async def test_nothing_is_kept_of_an_end_that_nobody_wants_to_know(queue: Queue,
     await endpoints.register(client, owner="acme", fields=FIELDS)
     await cancelled(queue)
     await cancelled(queue, owner="globex")
-    assert not await client.exists(keys.OUTBOX)
+    assert not await client.exists(keys.MAILBAG)
     await cancelled(queue, owner="acme")
-    assert await client.llen(keys.OUTBOX) == 1  # type: ignore[misc]
+    assert await client.llen(keys.MAILBAG) == 1  # type: ignore[misc]
 
 
 async def test_a_collector_that_dies_in_the_middle_loses_nothing_and_makes_none_twice(
@@ -92,10 +92,10 @@ async def test_a_collector_that_dies_in_the_middle_loses_nothing_and_makes_none_
         patch.setattr(client, "pipeline", pipeline_that_removes_nothing(client))
         with pytest.raises(RedisConnectionError):
             await deliveries.collect(client, base="")
-    assert await client.llen(keys.OUTBOX) == 3  # type: ignore[misc]
+    assert await client.llen(keys.MAILBAG) == 3  # type: ignore[misc]
     while await deliveries.collect(client, base=""):
         pass
-    assert not await client.exists(keys.OUTBOX)
+    assert not await client.exists(keys.MAILBAG)
     assert [len(await told(client, job)) for job in jobs] == [3, 3, 3]
     made, _ = await queue.list(JobFilter(task=DELIVERY_TASK), limit=100)
     assert sorted(job.id for job in made) == sorted([each.id for job in jobs for each in await told(client, job)])
@@ -117,11 +117,11 @@ def pipeline_that_removes_nothing(client: ArqRedis) -> Any:
 
 
 async def test_what_cannot_be_read_holds_up_nothing(queue: Queue, client: ArqRedis) -> None:
-    await client.rpush(keys.OUTBOX, b"\xff", b"{}", b'{"id": 1}')  # type: ignore[misc]
+    await client.rpush(keys.MAILBAG, b"\xff", b"{}", b'{"id": 1}')  # type: ignore[misc]
     job = await cancelled(queue, "http://192.0.2.1/")
     await deliveries.collect(client, base="")
     assert len(await told(client, job)) == 1
-    assert not await client.exists(keys.OUTBOX)
+    assert not await client.exists(keys.MAILBAG)
 
 
 async def test_the_end_of_a_delivery_is_not_delivered(
@@ -131,7 +131,7 @@ async def test_the_end_of_a_delivery_is_not_delivered(
     async with working(source, settings(webhook_allow="127.0.0.1")):
         job = await cancelled(queue)
         assert (await delivered(client, job)).state == "delivered"
-    assert not await client.exists(keys.OUTBOX)
+    assert not await client.exists(keys.MAILBAG)
     assert len(receiver.received) == 1
 
 

@@ -1,4 +1,4 @@
-"""The courier: takes what is to be told from the outbox, and delivers it: a task that every worker has."""
+"""The courier: takes what is to be told from the mailbag, and delivers it: a task that every worker has."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Courier:
         await self._http.aclose()
 
     async def collect(self) -> None:
-        """Empty the outbox, unless another worker is at it."""
+        """Empty the mailbag, unless another worker is at it."""
         while await deliveries.collect(self._client, base=self._base):
             pass
 

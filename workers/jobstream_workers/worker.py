@@ -216,6 +216,7 @@ class Worker(ArqWorker):
             await self._courier.collect()
             free, next_due = self._settings.webhook_slots - self._delivering, MAIL_SECONDS
             if free > 0:
+                asked_at = time.monotonic()
                 jobs, due = await claim(
                     self.pool,
                     queue=WEBHOOKS_QUEUE,
@@ -224,6 +225,8 @@ class Worker(ArqWorker):
                     lease=self._settings.lease_seconds,
                     tasks=task_list([self._courier.task.name]),
                 )
+                if time.monotonic() - asked_at > self._settings.lease_seconds:
+                    continue  # frozen meanwhile: these leases have ended, and the jobs may be somebody else's
                 for job in jobs:
                     self._start(job, runner, leases)
                 if free > len(jobs) == CLAIM_MAX:
