@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--clients", default="1000,5000,10000")
     parser.add_argument("--shapes", default="spread,hot")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--all", action="store_true", help="the other ways, too, with all clients in every round")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
