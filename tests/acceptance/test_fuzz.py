@@ -75,6 +75,26 @@ async def test_last_event_ids_and_cursors_of_any_bytes(client: httpx2.Client) ->
     await asyncio.to_thread(check)
 
 
+async def test_tickets_of_any_text(client: httpx2.Client) -> None:
+    """Those that were tampered with, too: none of them opens anything."""
+    job = client.post("/echo?delay=600", json={}).json()["id"]
+    good = client.post(f"/jobs/{job}/ticket").json()["ticket"]
+    near = st.tuples(st.integers(0, len(good) - 2), st.sampled_from("-_.A0z=")).map(
+        lambda change: good[: change[0]] + change[1] + good[change[0] + 1 :]
+    )
+
+    @EXAMPLES
+    @given(text=near | st.text(min_size=1, max_size=80) | st.from_regex(r"[\w-]*\.[\w-]*\.[\w-]*", fullmatch=True))
+    def check(text: str) -> None:
+        for path in (f"/jobs/{job}", f"/jobs/{job}/events", "/events"):
+            if text != good:
+                assert client.get(path, params={"ticket": text}).status_code == 401, text
+
+    assert client.get(f"/jobs/{job}", params={"ticket": good}).status_code == 200
+    await asyncio.to_thread(check)
+    assert client.delete(f"/jobs/{job}").status_code == 204
+
+
 async def test_multipart_bodies_of_any_bytes(client: httpx2.Client) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
 

@@ -15,17 +15,20 @@ from typing import Any
 atheris: Any = importlib.import_module("atheris")  # not everywhere, so no type checker can count on it
 
 with atheris.instrument_imports(include=["jobstream", "jobstream_api", "python_multipart"]):
-    from starlette.requests import Request
+    from redis.asyncio import Redis
+    from starlette.requests import HTTPConnection, Request
     from starlette.types import Message
 
     from jobstream import store
     from jobstream.errors import JobstreamError
     from jobstream.events import parse_event_id
+    from jobstream_api.auth.tickets import Tickets
     from jobstream_api.body import _parts
     from jobstream_api.preferences import parse_preferences
     from jobstream_api.routes.results import idempotency_key
 
 BOUNDARY = b"b"
+TICKETS = Tickets(Redis(), "a secret that is long enough for it" * 2, lifetime=60)  # with a secret it asks no Redis
 
 
 async def _read_multipart(body: bytes) -> None:
@@ -45,7 +48,7 @@ def one_input(data: bytes) -> None:
     who, rest = data[:1], data[1:]
     text = rest.decode("latin-1")
     with contextlib.suppress(JobstreamError):
-        match who[0] % 5 if who else 0:
+        match who[0] % 6 if who else 0:
             case 0:
                 parse_preferences([text])
             case 1:
@@ -54,6 +57,8 @@ def one_input(data: bytes) -> None:
                 idempotency_key(Request({"type": "http", "headers": [(b"idempotency-key", rest)]}))
             case 3:
                 store._decode_cursor(text)
+            case 4:
+                asyncio.run(TICKETS.caller(text, HTTPConnection({"type": "http", "path_params": {"job_id": "x"}})))
             case _:
                 asyncio.run(_read_multipart(rest))
 
