@@ -18,10 +18,7 @@ for at = 4 + 2 * fields, #ARGV, 2 do
     changed = true
   end
 end
-if changed then
-  local version = redis.call('INCR', CATALOGUE_VERSION)
-  redis.call('PUBLISH', CATALOGUE_CHANGED, version)
-end
+if changed then redis.call('INCR', CATALOGUE_VERSION) end
 redis.call('ZREMRANGEBYSCORE', ANNOUNCED, '-inf', whole(now - kept))
 redis.call('PEXPIRE', ANNOUNCED, whole(kept))
 redis.call('PEXPIRE', CATALOGUE, whole(kept))
