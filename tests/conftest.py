@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -13,6 +14,9 @@ from jobstream.fake import FakeSource
 from jobstream.redis import RedisSource, UrlSource
 
 REQUIRE_REDIS = "JOBSTREAM_REQUIRE_REDIS"
+
+# A shell that starts this run in the background has it ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
