@@ -143,11 +143,11 @@ async def test_the_scheme_is_believed_when_a_trusted_proxy_says_it(source: Redis
 
 @pytest.fixture(scope="module")
 def placed(tmp_path_factory: pytest.TempPathFactory, service_redis: ChildRedis) -> Iterator[Service]:
-    """A service behind a proxy that takes `/work` off its paths, and that lets one origin in."""
+    """A service behind a proxy that takes `/tools` off its paths, and that lets one origin in."""
     service = Service(tmp_path_factory.mktemp("placed"), redis_url=service_redis.url)
     try:
         service.start_api(
-            JOBSTREAM_PUBLIC_URL="https://example.com/work/",
+            JOBSTREAM_PUBLIC_URL="https://example.com/tools/",
             JOBSTREAM_CORS_ORIGINS='["https://app.example.com"]',
             JOBSTREAM_TRUSTED_PROXIES="127.0.0.1",
         )
@@ -162,22 +162,22 @@ async def test_behind_a_prefix_every_link_leads_there(placed: Service) -> None:
     async with httpx2.AsyncClient(base_url=placed.url, timeout=20) as http:
         response = await http.post("/words", json={"text": "a"})
         job = response.json()
-        assert response.headers["operation-location"] == f"https://example.com/work/jobs/{job['id']}"
-        assert response.headers["location"] == f"/work/words/{job['id']}"
-        assert response.headers["link"].startswith(f"</work/jobs/{job['id']}>")
-        assert job["links"]["events"] == f"/work/jobs/{job['id']}/events"
+        assert response.headers["operation-location"] == f"https://example.com/tools/jobs/{job['id']}"
+        assert response.headers["location"] == f"/tools/words/{job['id']}"
+        assert response.headers["link"].startswith(f"</tools/jobs/{job['id']}>")
+        assert job["links"]["events"] == f"/tools/jobs/{job['id']}/events"
         # A proxy that leaves the prefix where it is will do as well.
         for path in (f"/jobs/{job['id']}/events", job["links"]["events"]):
             frames = (await http.get(path)).text
-            assert f'"self":"/work/jobs/{job["id"]}"' in frames
+            assert f'"self":"/tools/jobs/{job["id"]}"' in frames
         failed = await http.post("/refuse", json={}, headers={"Prefer": "wait=20"})
-        assert problem(failed, 422)["type"] == "/work/problems/task-error#refused"
-        assert problem(await http.get("/a/b/c"), 404)["type"] == "/work/problems/not-found"
+        assert problem(failed, 422)["type"] == "/tools/problems/task-error#refused"
+        assert problem(await http.get("/a/b/c"), 404)["type"] == "/tools/problems/not-found"
         for path in ("/docs", "/redoc"):
-            assert "/work/openapi.json" in (await http.get(path)).text
-        assert (await http.get("/", headers=HTML)).headers["location"] == "/work/docs"
-        assert (await http.get("/openapi.json")).json()["servers"] == [{"url": "/work"}]
-        assert '"/work/problems/job-gone"' in (await http.get("/problems", headers=HTML)).text
+            assert "/tools/openapi.json" in (await http.get(path)).text
+        assert (await http.get("/", headers=HTML)).headers["location"] == "/tools/docs"
+        assert (await http.get("/openapi.json")).json()["servers"] == [{"url": "/tools"}]
+        assert '"/tools/problems/job-gone"' in (await http.get("/problems", headers=HTML)).text
 
 
 async def test_a_named_origin_is_let_in_and_may_read_the_headers(placed: Service) -> None:
