@@ -6,10 +6,10 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from redis.asyncio import Redis
 
@@ -17,6 +17,7 @@ from jobstream import keys
 from jobstream.caller import TENANT, Caller, Scope
 from jobstream.errors import InvalidParameter
 from jobstream.job import Record, from_ms, pairs
+from jobstream.redis import time_ms
 from jobstream.scripts import Script
 
 PREFIX = "jsk_"
@@ -116,7 +117,7 @@ async def create_key(
         raise InvalidParameter(f"A key's name is up to {NAME_MAX} printable characters")
     key_id = secrets.token_hex(ID_BYTES)
     text = _text(key_id)
-    now = await _now_ms(client)
+    now = await time_ms(client)
     fields: dict[str | bytes, bytes | str | float | int] = {
         "tenant": tenant,
         "scopes": " ".join(sorted(scopes)),
@@ -170,7 +171,7 @@ async def rotate_key(client: Redis, key_id: str, *, overlap: float) -> tuple[Api
     stored = pairs(await _rotate(client, args=[key_id, _digest(text), round(overlap * 1000)]))
     if not stored:
         return None
-    return _key(key_id, stored, await _now_ms(client)), text
+    return _key(key_id, stored, await time_ms(client)), text
 
 
 async def note_use(client: Redis, key: ApiKey) -> ApiKey:
@@ -187,11 +188,6 @@ def _text(key_id: str) -> str:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
-
-
-async def _now_ms(client: Redis) -> int:
-    seconds, microseconds = await cast("Awaitable[tuple[int, int]]", client.time())
-    return seconds * 1000 + microseconds // 1000
 
 
 async def _read(client: Redis, ids: list[str]) -> list[ApiKey | None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Literal, Protocol
+from collections.abc import Awaitable
+from typing import Any, Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 import redis as sync_redis
@@ -162,6 +163,12 @@ class UrlSource:
 
     def describe(self) -> str:
         return f"{self.kind} Redis at {masked(self._url)}: {DURABILITY[self.kind]}"
+
+
+async def time_ms(client: aio_redis.Redis) -> int:
+    """Redis's time in ms since the epoch: the clock of all leases, expiries and schedules."""
+    seconds, microseconds = await cast("Awaitable[tuple[int, int]]", client.time())
+    return seconds * 1000 + microseconds // 1000
 
 
 def masked(url: str) -> str:

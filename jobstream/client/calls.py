@@ -42,10 +42,9 @@ T = TypeVar("T")
 JSON = TypeAdapter[JsonValue](JsonValue)
 
 
-class SubmitOptions(TypedDict, total=False):
+class RunOptions(TypedDict, total=False):
     """How a job is to be run. `delay`, `timeout` and `ttl` are seconds."""
 
-    idempotency_key: str | None
     delay: float | None
     run_at: datetime | None
     priority: int | None
@@ -56,19 +55,17 @@ class SubmitOptions(TypedDict, total=False):
     ttl: float | None
 
 
-class BatchItem(TypedDict, total=False):
-    """A job of a batch: its task (needed), its input, and options as in `SubmitOptions`."""
+class SubmitOptions(RunOptions, total=False):
+    """`RunOptions`, and the key by which the service knows a submit that is sent again."""
+
+    idempotency_key: str | None
+
+
+class BatchItem(RunOptions, total=False):
+    """A job of a batch: its task (needed), its input, and how it is to be run."""
 
     task: Required[str]
     input: Mapping[str, object] | BaseModel
-    delay: float | None
-    run_at: datetime | None
-    priority: int | None
-    queue: str | None
-    callback_url: str | None
-    tags: Sequence[str]
-    timeout: float | None
-    ttl: float | None
 
 
 class BulkFilter(TypedDict, total=False):

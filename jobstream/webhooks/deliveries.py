@@ -23,6 +23,7 @@ from jobstream import keys
 from jobstream.errors import DeliveryNotFound, JobConflict, JobGone, JobNotFound
 from jobstream.job import FINAL, WEBHOOKS_QUEUE, Job, JobStatus, Record, from_ms, new_job_id, wire_time
 from jobstream.queue import Queue, Submission, SubmitOptions
+from jobstream.redis import time_ms
 from jobstream.store import is_visible
 from jobstream.webhooks import endpoints
 from jobstream.webhooks.endpoints import TEST_EVENT, Endpoint
@@ -126,7 +127,7 @@ async def collect(client: Redis, *, base: str) -> bool:
 
 async def send_test(client: Redis, endpoint: Endpoint) -> Delivery:
     """A message by which the endpoint's owner sees whether it arrives."""
-    job_id, now = new_job_id(), await _now(client)
+    job_id, now = new_job_id(), from_ms(await time_ms(client))
     message_id = f"msg_test_{job_id}"
     body = body_of(TEST_EVENT, wire_time(now), {"webhook": endpoint.id, "url": endpoint.url})
     new = _new(
@@ -353,11 +354,6 @@ def _attempt(stored: bytes) -> Attempt:
     return Attempt(
         at=from_ms(members["at"]), status=members["status"], seconds=members["seconds"], error=members["error"]
     )
-
-
-async def _now(client: Redis) -> datetime:
-    seconds, microseconds = await cast("Awaitable[tuple[int, int]]", client.time())
-    return from_ms(seconds * 1000 + microseconds // 1000)
 
 
 def _ms(at: datetime) -> int:

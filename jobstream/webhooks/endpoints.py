@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from jobstream import keys
 from jobstream.errors import InvalidParameter, WebhookNotFound
 from jobstream.job import Record, from_ms
+from jobstream.redis import time_ms
 from jobstream.scripts import Script
 from jobstream.store import is_visible
 from jobstream.webhooks.signing import new_secret
@@ -123,9 +124,8 @@ async def change(client: Redis, endpoint: Endpoint, fields: dict[str, Any]) -> N
 
 async def rotate(client: Redis, endpoint: Endpoint, *, overlap: float) -> str:
     """Another secret; for `overlap` seconds messages are signed by both. Returns the new one."""
-    seconds, microseconds = await cast("Awaitable[tuple[int, int]]", client.time())
     secret = new_secret()
-    until = seconds * 1000 + microseconds // 1000 + round(overlap * 1000)
+    until = await time_ms(client) + round(overlap * 1000)
     await cast(
         "Awaitable[int]",
         client.hset(
