@@ -71,7 +71,7 @@ class Outbox:
         self._notify = notify
         self._never_block = never_block
         self._lock = threading.Lock()
-        self._emptied = threading.Condition(self._lock)
+        self._emptied: threading.Condition | None = None  # made when somebody waits: few jobs ever do
         self._waiters: list[asyncio.Future[None]] = []
         self.gauge = Gauge()
         """The progress. Running code has one of its own, its `JobContext`, and puts it here."""
@@ -121,6 +121,8 @@ class Outbox:
         with self._lock:
             if self.full and not self._stopping:
                 if threading.get_ident() != self._never_block:
+                    if self._emptied is None:
+                        self._emptied = threading.Condition(self._lock)
                     self._emptied.wait_for(lambda: self._stopping or not self.full)
                 elif self._chunk_bytes >= REFUSED_BYTES:
                     raise OutboxFull(
@@ -198,7 +200,9 @@ class Outbox:
             self._dropped += 1
 
     def _make_way(self) -> None:
-        self._emptied.notify_all()
+        """With the lock held."""
+        if self._emptied is not None:
+            self._emptied.notify_all()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             with suppress(RuntimeError):  # its loop has closed
