@@ -1,8 +1,9 @@
 """`python -m benchmarks.fairness`: what one tenant's backlog costs another one, with real workers and a real Redis.
 
-Tenant B submits a job now and then, and its jobs' waits are read from their records, in Redis's own time: while nobody
-else is there, while tenant A keeps every slot busy, and while ten thousand jobs of A wait. The last line is the same
-without tenants, first come, first served.
+Tenant B submits a job now and then, and each notes when its function was called: while nobody else is there, while
+tenant A keeps as many slots busy as it may, and while ten thousand jobs of A wait, with and without headroom. The last
+line is the same without tenants, first come, first served. Workers are processes of their own. All but the last one are
+measured in every round, each round beginning with another one.
 """
 
 from __future__ import annotations
@@ -10,27 +11,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import random
 import sys
 import tempfile
+import time
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from statistics import median, quantiles
+from typing import NamedTuple
+
+from redis.asyncio import Redis
 
 from benchmarks import machine
-from benchmarks.processes import BenchmarkError, Server, server
+from benchmarks.processes import ROOT, BenchmarkError, Server, server
 from benchmarks.report import table
 from jobstream import keys
 from jobstream.cancellation import cancel
 from jobstream.job import Job, JobStatus
 from jobstream.queue import Queue, Submission
 from jobstream.redis import UrlSource
-from jobstream_workers.loader import load_tasks
-from jobstream_workers.settings import WorkerSettings
-from jobstream_workers.worker import Worker
 
-WORKERS, SLOTS = 2, 10
+WORKERS, SLOTS, KEPT = 2, 10, 1
 SHORTEST, LONGEST = 0.02, 0.06
 """Seconds that a job takes."""
 PAUSE = 0.04
@@ -46,14 +50,23 @@ class Case:
     busy: bool = False
     backlog: bool = False
     tenants: bool = True
+    kept: int = KEPT
 
 
-CASES = (
-    Case("B alone"),
-    Case("A keeps all slots busy", busy=True),
-    Case("as many of A wait", backlog=True),
-    Case("the same without tenants", backlog=True, tenants=False),
-)
+ALONE = Case("B alone")
+BUSY = Case("A keeps 18 of 20 slots busy, nothing waits", busy=True)
+BEHIND = Case("as many of A wait", backlog=True)
+WITHOUT = Case("the same without headroom", backlog=True, kept=0)
+NO_TENANTS = Case("the same without tenants", backlog=True, tenants=False)
+
+
+class Times(NamedTuple):
+    """Of one round, in seconds."""
+
+    start_p50: float
+    start_p95: float
+    end_p50: float
+    end_p95: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,39 +74,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fairness", description=__doc__)
     parser.add_argument("--jobs", type=int, default=150, help="jobs of B in each case (150)")
     parser.add_argument("--backlog", type=int, default=10_000, help="jobs of A that wait (10,000)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (5)")
     options = parser.parse_args(arguments)
     for line in machine.describe():
         print(line)
     if (warning := machine.load_warning()) is not None:
         print(f"warning: {warning}", file=sys.stderr)
-    lines = [["", "wait p50", "wait p95", "submit to end p50", "p95"]]
+    found: dict[str, list[Times]] = {}
+    cases = [ALONE, BUSY, BEHIND, WITHOUT]
     try:
         with server("off") as redis_server:
-            for case in CASES:
-                redis_server.empty()
-                jobs = asyncio.run(_measured(redis_server, case, max(2, options.jobs), options.backlog))
-                lines.append([case.title, *_figures(jobs)])
+            for number in range(options.rounds):
+                at = number % len(cases)
+                for case in [*cases[at:], *cases[:at], *([NO_TENANTS] if number == 0 else [])]:
+                    redis_server.empty()
+                    times = asyncio.run(_measured(redis_server, case, max(2, options.jobs), options.backlog))
+                    found.setdefault(case.title, []).append(times)
     except (BenchmarkError, TimeoutError) as error:
         print(error or "the jobs did not end", file=sys.stderr)
         return 1
-    print("\n".join(["", *table(lines)]))
+    print("\n".join(["", *_report(found)]))
     return 0
 
 
-async def _measured(redis_server: Server, case: Case, jobs: int, backlog: int) -> list[Job]:
-    source = UrlSource(redis_server.url)
-    client = source.client()
+def _report(found: dict[str, list[Times]]) -> list[str]:
+    lines = [["submit to … ms", "start p50", "start p95", "(least-most)", "end p50", "end p95"]]
+    for case in (ALONE, BUSY, BEHIND, WITHOUT, NO_TENANTS):
+        rounds = found[case.title]
+        p95 = [times.start_p95 for times in rounds]
+        middle = [f"{1000 * median(values):,.1f}" for values in zip(*rounds, strict=True)]
+        spread = f"({1000 * min(p95):,.1f}-{1000 * max(p95):,.1f})"
+        lines.append([case.title, *middle[:2], spread, *middle[2:]])
+    ratios = []
+    for other in (ALONE, BUSY):
+        both = zip(found[BEHIND.title], found[other.title], strict=True)
+        within = [behind.start_p95 / alone.start_p95 for behind, alone in both]
+        ratios.append(
+            f"p95 to the start with so many of A waiting, beside `{other.title}`: {median(within):.2f} x "
+            f"({min(within):.2f}-{max(within):.2f}), medians of the ratios within each round"
+        )
+    return [*table(lines), "", *ratios]
+
+
+async def _measured(redis_server: Server, case: Case, jobs: int, backlog: int) -> Times:
+    client = UrlSource(redis_server.url).client()
     queue, rng = Queue(client), random.Random(1)
     try:
-        if case.backlog:
-            await queue.submit_many([_job("a", case, rng) for _ in range(backlog)])
-        async with _fleet(source), asyncio.timeout(PATIENCE), _busy(queue, case, rng):
-            await asyncio.sleep(1)
-            ids = []
-            for _ in range(jobs):
-                ids += await queue.submit_many([_job("b", case, rng)])
-                await asyncio.sleep(rng.uniform(0, 2 * PAUSE))
-            return [await _ended(queue, job_id) for job_id in ids]
+        async with _fleet(redis_server.url, client, case), asyncio.timeout(PATIENCE):
+            await _ended(queue, *await queue.submit_many([_job("b", case, rng)]))  # B is known from now on
+            if case.backlog:
+                await queue.submit_many([_job("a", case, rng) for _ in range(backlog)])
+            async with _busy(queue, case, rng):
+                await asyncio.sleep(1)
+                submitted: list[tuple[int, str]] = []
+                for _ in range(jobs):
+                    at = time.time_ns()
+                    submitted += [(at, job_id) for job_id in await queue.submit_many([_job("b", case, rng)])]
+                    await asyncio.sleep(rng.uniform(0, 2 * PAUSE))
+                return _times([(at, await _ended(queue, job_id)) for at, job_id in submitted])
     finally:
         await client.aclose()
 
@@ -103,30 +141,47 @@ def _job(owner: str, case: Case, rng: random.Random) -> Submission:
 
 
 @contextlib.asynccontextmanager
-async def _fleet(source: UrlSource) -> AsyncIterator[None]:
-    tasks = load_tasks(["benchmarks.fairness_tasks"], entry_points=False)
-    with tempfile.TemporaryDirectory(prefix="jobstream-bench-") as files:
-        settings = WorkerSettings(files_dir=Path(files), processes=1, max_jobs=SLOTS, shutdown_seconds=0)
-        workers = [Worker(source, tasks, settings) for _ in range(WORKERS)]
-        running = [asyncio.create_task(worker.async_run()) for worker in workers]
+async def _fleet(url: str, client: Redis, case: Case) -> AsyncIterator[None]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JOBSTREAM_")}
+    with tempfile.TemporaryDirectory(prefix="jobstream-bench-") as directory:
+        environment |= {
+            "PYTHONPATH": str(ROOT),
+            "JOBSTREAM_REDIS_URL": url,
+            "JOBSTREAM_TASKS": "benchmarks.fairness_tasks",
+            "JOBSTREAM_FILES_DIR": directory,
+            "JOBSTREAM_PROCESSES": "1",
+            "JOBSTREAM_MAX_JOBS": str(SLOTS),
+            "JOBSTREAM_TENANT_HEADROOM": str(case.kept),
+            "JOBSTREAM_SHUTDOWN_SECONDS": "0",
+            "JOBSTREAM_LOG_LEVEL": "ERROR",
+        }
+        command = (sys.executable, "-m", "jobstream_workers.main")
+        start = partial(asyncio.create_subprocess_exec, cwd=directory, env=environment, start_new_session=True)
+        workers: list[Process] = []
         try:
+            for _ in range(WORKERS):
+                workers += [await start(*command)]
+            async with asyncio.timeout(PATIENCE):
+                while await client.zcard(keys.WORKERS) < WORKERS:  # noqa: ASYNC110 (how long they need does not count)
+                    await asyncio.sleep(0.05)
             yield
         finally:
             for worker in workers:
-                worker.stop()
-            await asyncio.gather(*running)
-            for worker in workers:
-                await worker.close()
+                with contextlib.suppress(ProcessLookupError):
+                    worker.terminate()
+            await asyncio.gather(*(worker.wait() for worker in workers))
 
 
 @contextlib.asynccontextmanager
 async def _busy(queue: Queue, case: Case, rng: random.Random) -> AsyncIterator[None]:
-    """A has as many jobs as there are slots, always."""
+    """A has as many jobs as it may have slots beside others, always."""
 
     async def keep() -> None:
         while True:
-            held = await queue.client.zcard(keys.queue("default"))
-            await queue.submit_many([_job("a", case, rng) for _ in range(WORKERS * SLOTS - held)])
+            held = await queue.client.zcard(keys.index(status="running")) + await queue.client.zcard(
+                keys.index(status="queued")
+            )
+            await queue.submit_many([_job("a", case, rng) for _ in range(WORKERS * (SLOTS - KEPT) - held)])
             await asyncio.sleep(0.005)
 
     task = asyncio.create_task(keep()) if case.busy else None
@@ -143,16 +198,19 @@ async def _ended(queue: Queue, job_id: str) -> Job:
     return job
 
 
-def _figures(jobs: Sequence[Job]) -> list[str]:
-    if any(job.status is not JobStatus.SUCCEEDED or not job.started_at or not job.finished_at for job in jobs):
-        raise BenchmarkError("a job failed")
-    waits = [(job.started_at - job.created_at).total_seconds() for job in jobs if job.started_at]
-    whole = [(job.finished_at - job.created_at).total_seconds() for job in jobs if job.finished_at]
-    return [
-        f"{1000 * value:,.0f} ms"
-        for times in (waits, whole)
-        for value in (median(times), quantiles(times, n=20, method="inclusive")[-1])
-    ]
+def _times(jobs: Sequence[tuple[int, Job]]) -> Times:
+    starts, ends = [], []
+    for submitted, job in jobs:
+        if job.status is not JobStatus.SUCCEEDED:
+            raise BenchmarkError("a job failed")
+        began, ended = job.result
+        starts.append((began - submitted) / 1e9)
+        ends.append((ended - submitted) / 1e9)
+    return Times(median(starts), _p95(starts), median(ends), _p95(ends))
+
+
+def _p95(values: Sequence[float]) -> float:
+    return quantiles(values, n=20, method="inclusive")[-1]
 
 
 if __name__ == "__main__":

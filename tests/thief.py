@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Literal, Self
 
 from jobstream.cancellation import cancel
-from jobstream.scripts import Script
+from jobstream_workers.claim import _claim
 from tests.acceptance.service import free_port
 
-_CLAIM = Script("claim", uses=["turns"]).sha.encode()
+_CLAIM = _claim.sha.encode()
 
 Manner = Literal["cuts", "holds"]
 

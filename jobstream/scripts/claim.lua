@@ -5,10 +5,11 @@
 --       8 tasks that the worker has, each between two spaces ('': all)   9 how long a job may wait for its task (ms)
 --       10 how many suspects at most   11 a job is one after so many crashes
 --       12 how many jobs of an owner may run, unless something else was set for it (0: any number)
---       13… task, most that may run, task, most that may run, … for the tasks with `max_running`
+--       13 what headroom.lua is told of this worker ('': no slot is kept for anybody)
+--       14… task, most that may run, task, most that may run, … for the tasks with `max_running`
 -- Returns {-2} for a claim that a later one, or itself, has overtaken: it takes nothing. Else {ms until the next due entry
 -- or -1, {id, token, attempt, payload or '', timeout or '', stop, known, crashes, spent,
--- taken over, waited (ms)}, …}:
+-- taken over, waited (ms), owner or ''}, …}:
 -- `stop` is 1 when the job was told to stop before; `known` is 0 for a job that a stock arq client enqueued; `crashes`
 -- counts the workers that died with it, `spent` the attempts before a client ran it again. The last of them has just died
 -- when `taken over` is 1.
@@ -44,7 +45,7 @@ end
 local grace = after_outage(now, lease)
 
 local most = {}
-for at = 13, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
+for at = 14, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
 
 -- Jobs of a task whose worker died no longer count, and a limit may have been raised: those held back fill what is free.
 for task, allowed in pairs(most) do
@@ -71,6 +72,14 @@ local function owner_may_run(owner, id)
   if not tidied[owner] and not grace then redis.call('ZREMRANGEBYSCORE', running, '-inf', whole(now)) end
   tidied[owner] = true
   return redis.call('ZCARD', running) < allowed or redis.call('ZSCORE', running, id)
+end
+
+local room
+-- True when no slot is kept from the owner.
+local function may_have_slot(owner)
+  if ARGV[13] == '' then return true end
+  room = room or headroom(ARGV[13], now, turn)
+  return room.may_have(owner, #answer - 1)
 end
 
 local verdicts = {}
@@ -164,7 +173,7 @@ local function take(id, due)
       if owner then turn().leave(queue_name, owner, id, now) end
       return false
     end
-    if owner and not owner_may_run(owner, id) then return false end
+    if owner and not (owner_may_run(owner, id) and may_have_slot(owner)) then return false end
     if not may_run(id, old[3], due, owner) then
       if owner then turn().leave(queue_name, owner, id, now) end
       held_back = held_back + 1
@@ -175,6 +184,7 @@ local function take(id, due)
   end
   if owner then
     turn().leave(queue_name, owner, id, now)
+    if room then room.count(owner) end
     if (turn().limits(owner).running or tonumber(ARGV[12])) > 0 then
       redis.call('ZADD', RUNNING .. '=' .. owner, whole(now + lease), id)
       redis.call('PEXPIRE', RUNNING .. '=' .. owner, 86400000)
@@ -204,7 +214,7 @@ local function take(id, due)
   end
   tell(id, version, 'status', status_data(status, attempt, ',"worker":"' .. worker .. '"'), now, old[1] or '-')
   answer[#answer + 1] = {id, token, attempt, payload or '', old[2] or '', stop and 1 or 0, old[3] and 1 or 0, crashes,
-    tonumber(old[7] or 0), taken_over and 1 or 0, (now - due) % 1e9} -- a priority is a multiple of 1e9
+    tonumber(old[7] or 0), taken_over and 1 or 0, (now - due) % 1e9, owner or ''} -- a priority is a multiple of 1e9
   return true
 end
 

@@ -23,6 +23,17 @@ local function weight(owner)
   return turns.limits(owner).weight or 1
 end
 
+turns.weight_of = weight
+
+-- The sum of the weights of so many owners.
+function turns.weight_of_all(owners)
+  local sum = 0
+  for _, limits in ipairs(#owners > 0 and redis.call('HMGET', LIMITS, unpack(owners)) or {}) do
+    sum = sum + (limits and tonumber(string.match(limits, '%S+$')) or 1)
+  end
+  return sum
+end
+
 -- The score behind all that is due, also what has become due in this very millisecond: to have had one's turn is to stand
 -- behind the others.
 local function behind_all(queue, now)

@@ -20,7 +20,7 @@ WEEK_SECONDS = 604_800.0
 
 _STALE = -2
 
-_claim = Script("claim", uses=["turns"])
+_claim = Script("claim", uses=["turns", "headroom"])
 
 
 class StaleClaim(Exception):
@@ -50,6 +50,26 @@ class Suspects(NamedTuple):
 ANY_SUSPECTS = Suspects(1_000_000, 0)
 
 
+class Room(NamedTuple):
+    """What a worker has to deal out, and whom it has dealt slots to already.
+
+    While several tenants have jobs for these queues, the last `kept` free slots are for tenants that have less than
+    their share of `slots`, by weight.
+    """
+
+    free: int
+    kept: int
+    slots: int
+    queues: str
+    running: Mapping[str, int]
+    """Tenant → how many of its jobs run in this worker."""
+
+    def __str__(self) -> str:
+        """As the script reads it."""
+        running = "".join(f" {owner} {count}" for owner, count in self.running.items())
+        return f"{self.free} {self.kept} {self.slots} {self.queues}{running}"
+
+
 class ClaimedJob(NamedTuple):
     """An attempt that this worker may make. `token` fences every write of it."""
 
@@ -73,6 +93,7 @@ class ClaimedJob(NamedTuple):
     """Its last worker has died."""
     waited: float
     """Seconds since it was due."""
+    owner: str | None
 
 
 async def claim(
@@ -88,13 +109,15 @@ async def claim(
     missing: float = WEEK_SECONDS,
     suspects: Suspects = ANY_SUSPECTS,
     owner_running: int = 0,
+    room: Room | None = None,
 ) -> tuple[list[ClaimedJob], float | None]:
     """Claim up to `slots` due jobs of a queue for `lease` seconds.
 
     `limits`: task → how many of its jobs may run at once. `tasks`: `task_list` of what the worker has (empty: all);
     jobs of others are left to other workers, unless they have waited for `missing` seconds and no such worker was heard
     of for as long. `owner_running`: how many jobs of an owner may run at once, unless something else was set for it; 0:
-    any number. Without numbers, what a lost answer took is found when its lease has ended.
+    any number. `room`: what is kept for tenants with few jobs; None: nothing. Without numbers, what a lost answer took
+    is found when its lease has ended.
 
     Gives the jobs, and the seconds until the next entry of the queue is due (None: nothing waits for a time). Raises
     StaleClaim.
@@ -116,6 +139,7 @@ async def claim(
             suspects.most,
             suspects.crashes,
             owner_running,
+            "" if room is None else str(room),
             *most,
         ],
     )
@@ -136,8 +160,22 @@ async def claim(
             spent=int(spent),
             taken_over=bool(taken_over),
             waited=int(waited_ms) / 1000,
+            owner=owner.decode() or None,
         )
-        for job_id, token, attempt, payload, timeout, stop, known, crashes, spent, taken_over, waited_ms in answer[1:]
+        for (
+            job_id,
+            token,
+            attempt,
+            payload,
+            timeout,
+            stop,
+            known,
+            crashes,
+            spent,
+            taken_over,
+            waited_ms,
+            owner,
+        ) in answer[1:]
     ]
     return jobs, next_due_ms / 1000 if next_due_ms >= 0 else None
 

@@ -47,6 +47,12 @@ class WorkerSettings(RedisSettings, FileSettings, WebhookSettings):
         description="Jobs of one tenant that run at once, in all workers together; 0: any number. "
         "`jobstream limits set` has another for single tenants.",
     )
+    tenant_headroom: int | None = Field(
+        None,
+        ge=0,
+        description="Slots that a worker keeps, while several tenants have jobs for it, for those that have less than "
+        "their share of it; 0: none; empty: one in ten, but none of less than five.",
+    )
     missing_task_seconds: float = Field(
         86_400.0,
         ge=0,
@@ -105,6 +111,13 @@ class WorkerSettings(RedisSettings, FileSettings, WebhookSettings):
     def _retries(cls, value: str) -> str:
         parse_delays(value)
         return value
+
+    @property
+    def kept_slots(self) -> int:
+        """JOBSTREAM_TENANT_HEADROOM, or what stands for it when it is empty."""
+        if self.tenant_headroom is not None:
+            return self.tenant_headroom
+        return 0 if self.max_jobs < 5 else max(1, self.max_jobs // 10)
 
     @property
     def webhook_delays(self) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -30,7 +31,17 @@ from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.serialize import deserialize, serialize
 from jobstream.task import Task
-from jobstream_workers.claim import ANY_SUSPECTS, CLAIM_MAX, ClaimedJob, Numbers, StaleClaim, Suspects, claim, task_list
+from jobstream_workers.claim import (
+    ANY_SUSPECTS,
+    CLAIM_MAX,
+    ClaimedJob,
+    Numbers,
+    Room,
+    StaleClaim,
+    Suspects,
+    claim,
+    task_list,
+)
 from jobstream_workers.courier import Courier
 from jobstream_workers.executors import Executors
 from jobstream_workers.health import HealthServer, Meter, Pulse
@@ -93,6 +104,9 @@ class Worker(ArqWorker):
         self._task_list = task_list(tasks)
         self._numbers = Numbers(this=0, heard=0)
         self._suspects = 0
+        self._tenants: Counter[str] = Counter()
+        self._kept = settings.kept_slots
+        self._queues = ",".join(sorted(settings.queue_names))
         self._wake = asyncio.Event()
         self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -279,6 +293,7 @@ class Worker(ArqWorker):
                 numbers=numbers,
                 tasks=self._task_list,
                 owner_running=settings.tenant_running,
+                room=self._room(),
                 missing=settings.missing_task_seconds,
                 # One more crash would be the last. Of those together in one worker one is guilty, and all would fail.
                 suspects=Suspects(last_crash, int(not self._suspects)) if last_crash else ANY_SUSPECTS,
@@ -296,6 +311,11 @@ class Worker(ArqWorker):
             due = 0.0  # there may be more
         return len(claimed), self._settings.poll_seconds if due is None else due
 
+    def _room(self) -> Room | None:
+        if not self._kept:
+            return None
+        return Room(self.free, self._kept, self.max_jobs, self._queues, self._tenants)
+
     def _start(self, job: ClaimedJob, runner: Runner, leases: LeaseKeeper) -> None:
         running = RunningJob(job)
         if (lost := self._running.get(job.id)) is not None:
@@ -305,10 +325,13 @@ class Worker(ArqWorker):
         self._suspects += suspect
         delivers = job.queue == WEBHOOKS_QUEUE
         self._delivering += delivers
+        owner = job.owner
+        if owner is not None:
+            self._tenants[owner] += 1
         leases.hold(job)
 
         def free() -> None:
-            nonlocal suspect, delivers
+            nonlocal suspect, delivers, owner
             leases.drop(job)
             self._suspects -= suspect
             self._delivering -= delivers
@@ -316,6 +339,11 @@ class Worker(ArqWorker):
             if delivers:
                 self._mail.set()
             delivers = False
+            if owner is not None:
+                self._tenants[owner] -= 1
+                if not self._tenants[owner]:
+                    del self._tenants[owner]
+                owner = None
             if self._running.get(job.id) is running:
                 del self._running[job.id]
                 del self.tasks[job.id]
