@@ -18,6 +18,8 @@ class Scope(StrEnum):
     CANCEL = "cancel"
     WEBHOOKS = "webhooks"
     """Say who is told of the ends of all the tenant's jobs."""
+    METRICS = "metrics"
+    """Read `/metrics`: numbers of all tenants together."""
     ADMIN = "admin"
     """All of the others, for the jobs of every tenant."""
 

@@ -66,7 +66,7 @@ def announcement(task: Task) -> Announcement:
 
 async def beat(client: Redis, worker: WorkerInfo, tasks: Sequence[Task], *, life: float) -> None:
     """Announce a worker and its tasks for `life` seconds."""
-    fields: dict[str, str | bytes] = {"info": msgspec.json.encode(worker)}
+    fields: dict[str, str | bytes] = {"info": msgspec.json.encode(worker), "queues": " ".join(worker.queues)}
     announced: list[str | bytes] = []
     for task in tasks:
         announced += [task.name, msgspec.json.encode(announcement(task), order="deterministic")]

@@ -182,9 +182,14 @@ class Queue:
         prefix: str = "",
         words: int = WORDS_MAX,
         limits: SubmitLimits = NO_SUBMIT_LIMITS,
+        on_stored: Callable[[str], None] = lambda task: None,
     ) -> None:
-        """`prefix` goes before the links of jobs; `words`: how many of its input a job is found by."""
+        """`prefix` goes before the links of jobs; `words`: how many of its input a job is found by.
+
+        `on_stored` is told the task of each job that a submit has stored.
+        """
         self.client = client
+        self._on_stored = on_stored
         self._limits = limits
         self._limits_word = limits.encode()
         self._words = words
@@ -264,6 +269,7 @@ class Queue:
             self._check_admitted(verdict, rest, {new.queue: 1}, 1)
             if verdict != b"stored":
                 return self._job(pairs(rest[0])), verdict == b"replayed"
+            self._on_stored(task)
             now, due, *quota = map(int, rest)
             self._clock.set(now)
             if quota:
@@ -350,6 +356,8 @@ class Queue:
             if verdict == b"clash":
                 raise JobConflict(f"There is a job {rest[0].decode()} already, of which the rest of the batch has none")
             if verdict == b"stored":
+                for submission in submissions:
+                    self._on_stored(submission.task)
                 self._clock.set(int(rest[0]))
                 if quota := [int(word) for word in rest[1:]]:
                     on_quota(Quota.of(*quota))

@@ -28,6 +28,7 @@ from jobstream_api.routes import (
     events,
     health,
     jobs,
+    metrics,
     problem_pages,
     results,
     static,
@@ -74,7 +75,20 @@ def _router(service: Service, authenticate: Authenticate | None) -> APIRouter:
         route_class=problem_route(lambda: service.prefix), lifespan=lifespan, dependencies=[Depends(gate)]
     )
     # results last: its routes match any name
-    for resource in (health, static, tasks, batches, bulk, jobs, events, tickets, webhooks, problem_pages, results):
+    for resource in (
+        health,
+        metrics,
+        static,
+        tasks,
+        batches,
+        bulk,
+        jobs,
+        events,
+        tickets,
+        webhooks,
+        problem_pages,
+        results,
+    ):
         resource.add_routes(router, service)
     problems.name_allowed_methods(router)
     return router
@@ -111,7 +125,7 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
             expose_headers=EXPOSED,
             max_age=600,
         )
-    app.add_middleware(Edges)
+    app.add_middleware(Edges, meter=service.meter)
     return app
 
 

@@ -14,6 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobstream_api.meter import Meter
+
 logger = logging.getLogger("jobstream.access")
 
 REQUEST_ID = "X-Request-Id"
@@ -47,8 +49,9 @@ EXPOSED = (
 class Edges:
     """Wraps the app."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, meter: Meter) -> None:
         self.app = app
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -57,12 +60,12 @@ class Edges:
             return
         given = Headers(scope=scope).get(REQUEST_ID, "")
         identity = given if _SANE.match(given) else secrets.token_hex(8)
-        began, status = time.monotonic(), 0
+        began, status, waited = time.monotonic(), 0, 0.0
 
         async def send_more(message: Message) -> None:
-            nonlocal status
+            nonlocal status, waited
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, waited = message["status"], time.monotonic() - began
                 _complete(MutableHeaders(scope=message), identity)
             await send(message)
 
@@ -71,6 +74,7 @@ class Edges:
             await self.app(scope, receive, send_more)
         finally:
             request_id.reset(token)
+            self._meter.answered(scope, status, waited)
             milliseconds = (time.monotonic() - began) * 1000
             client = (scope.get("client") or ("-",))[0]
             path = scope["path"].encode("ascii", "backslashreplace").decode()

@@ -26,6 +26,7 @@ from jobstream_api.auth.tickets import Tickets
 from jobstream_api.live.hub import Hub
 from jobstream_api.live.stream import Streams
 from jobstream_api.live.tape import Tape
+from jobstream_api.meter import Meter
 from jobstream_api.settings import ApiSettings
 from jobstream_api.validation import InputValidator
 
@@ -93,7 +94,8 @@ class Service:
         self.root_path = urlsplit(str(settings.public_url or "")).path.rstrip("/")
         """What a proxy puts before our paths."""
         self.client = source.client()
-        self.queue = Queue(self.client, words=settings.search_words, limits=settings.submit_limits)
+        self.meter = Meter()
+        self.queue = self._queue("")
         self.tasks = TaskBook(self.client)
         self.hub = Hub(source)
         self.tape = Tape(self.client, self.hub)
@@ -112,10 +114,18 @@ class Service:
     def place(self, prefix: str) -> None:
         """From now on links lead to paths behind `prefix`."""
         self.prefix = prefix
-        self.queue = Queue(
-            self.client, prefix=prefix, words=self.settings.search_words, limits=self.settings.submit_limits
-        )
+        self.queue = self._queue(prefix)
         self.hub.prefix = prefix
+
+    def _queue(self, prefix: str) -> Queue:
+        settings = self.settings
+        return Queue(
+            self.client,
+            prefix=prefix,
+            words=settings.search_words,
+            limits=settings.submit_limits,
+            on_stored=self.meter.stored,
+        )
 
     def origin(self, request: Request) -> str:
         """Scheme and host under which a client reaches the service, for absolute URLs."""
@@ -145,11 +155,15 @@ class Service:
     async def _keep_up(self) -> None:
         """Refresh the catalogue for ever; while Redis is away, what was known stays known."""
         while True:
+            asked_at = time.monotonic()
             try:
                 await self.tasks.refresh()
+                self.meter.redis.took("look", time.monotonic() - asked_at)
                 await self._settle_uploads()
             except Exception as error:
-                if not is_unavailable(error):
+                if is_unavailable(error):
+                    self.meter.redis.failed()
+                else:
                     logger.exception("the catalogue cannot be read")
             await asyncio.sleep(REFRESH_SECONDS)
 

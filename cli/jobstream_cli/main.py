@@ -16,7 +16,7 @@ from jobstream_cli.service import DEFAULT_URL, Service
 LIVE = "scheduled queued running retrying".split()
 STATUSES = "scheduled queued running retrying cancelling succeeded failed cancelled".split()
 
-SCOPES = "submit read cancel webhooks admin".split()
+SCOPES = "submit read cancel webhooks metrics admin".split()
 
 Command = TypeVar("Command", bound=Callable[..., object])
 

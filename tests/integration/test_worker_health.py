@@ -27,7 +27,8 @@ from jobstream.redis import RedisSource, UrlSource
 from jobstream.task import Task
 from jobstream_workers import health
 from jobstream_workers.claim import ClaimedJob, claim
-from jobstream_workers.health import HealthServer, Meter, Pulse
+from jobstream_workers.health import HealthServer, Pulse
+from jobstream_workers.meter import Meter
 from jobstream_workers.worker import Worker
 from tests.acceptance.service import free_port
 from tests.worker_tasks import add, thread_works
@@ -330,9 +331,14 @@ async def test_a_worker_counts_what_becomes_of_its_jobs(source: RedisSource, set
     assert idle["jobstream_jobs_ended_total waits cancelled"] == 1
     assert idle["jobstream_jobs_ended_total <other> failed"] == 1
     assert idle["jobstream_jobs_retried_total flaky"] == 2
-    assert idle["jobstream_job_seconds_count add"] == 3
-    assert idle["jobstream_jobs_claimed_total"] == idle["jobstream_job_wait_seconds_count"] == 9
-    assert idle["jobstream_job_wait_seconds_sum"] < 5
+    assert idle["jobstream_job_seconds_count add"] == idle["jobstream_job_seconds_bucket add +Inf"] == 3
+    assert idle["jobstream_jobs_claimed_total default"] == idle["jobstream_job_wait_seconds_count default"] == 9
+    assert idle["jobstream_jobs_claimed_total webhooks"] == 0
+    assert idle["jobstream_job_wait_seconds_sum default"] < 60
+    assert idle["jobstream_events_published_total done"] == 7
+    assert idle["jobstream_events_published_total status"] == 9 + 2
+    assert idle["jobstream_events_published_total log"] == 1
+    assert idle["jobstream_redis_seconds_count claim"] > 0
     assert idle["jobstream_leases_lost_total"] == idle["jobstream_jobs_taken_over_total"] == 0
     assert not [name for name in idle if "no_such_task" in name], "names from outside are without end"
 

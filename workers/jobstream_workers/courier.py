@@ -25,6 +25,7 @@ from jobstream.webhooks.deliveries import DELIVERY_TASK, KEPT_SECONDS, Attempt, 
 from jobstream.webhooks.endpoints import TEST_EVENT, Endpoint
 from jobstream.webhooks.signing import callback_secrets, signed_headers
 from jobstream_workers.egress import guarded_client
+from jobstream_workers.meter import Meter
 from jobstream_workers.runner import Postponed
 from jobstream_workers.settings import MAX_DELAY_SECONDS, WorkerSettings
 
@@ -52,8 +53,11 @@ class Delivered(BaseModel):
 class Courier:
     """One for each worker. Use as `async with`: it holds connections to receivers."""
 
-    def __init__(self, client: Redis, settings: WorkerSettings, *, chance: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, client: Redis, settings: WorkerSettings, meter: Meter, *, chance: Callable[[], float] = random.random
+    ) -> None:
         self._client = client
+        self._meter = meter
         self._settings = settings
         self._chance = chance
         self._base = str(settings.public_url or "").rstrip("/")
@@ -116,6 +120,7 @@ class Courier:
             error = f"the receiver answered {status}"
         tried = Attempt(at=at, status=status, seconds=time.monotonic() - began, error=error)
         if error is None:
+            self._meter.delivered("delivered", tried.seconds)
             await self._note(delivery, tried, "delivered")
             return Delivered(delivered=True, status=status)
         if status == 410:
@@ -124,8 +129,10 @@ class Courier:
                 await endpoints.change(self._client, endpoint, {"disabled": GONE})
         delays = self._settings.webhook_delays
         if final or delivery.tries >= len(delays):
+            self._meter.delivered("failed", tried.seconds)
             await self._note(delivery, tried, "failed")
             raise TaskError(f"Not delivered: {error}", status=502, code="not-delivered")
+        self._meter.delivered("retried", tried.seconds)
         wait = max(delays[delivery.tries] * (1 + JITTER * self._chance()), min(after, MAX_DELAY_SECONDS))
         await self._note(delivery, tried, "pending", next_at=at + timedelta(seconds=wait))
         raise Retry(error, after=wait)

@@ -1,4 +1,4 @@
-"""Health: what a worker counts of itself, and `/livez`, `/readyz` and `/metrics` on a port of its own.
+"""Health: how a worker is, and `/livez`, `/readyz` and `/metrics` on a port of its own.
 
 The server has a thread and an event loop of its own, so that a job that blocks the worker's loop does not silence it.
 
@@ -28,20 +28,18 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from redis.exceptions import ResponseError
 
 from jobstream.errors import ConfigurationError
-from jobstream.job import FINAL
+from jobstream.metrics import MEDIA_TYPE
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.task import Task
-from jobstream_workers.claim import ClaimedJob
+from jobstream_workers.meter import Meter
 
 logger = logging.getLogger("jobstream.health")
 
@@ -51,84 +49,6 @@ READY_SECONDS = 5
 REQUEST_BYTES = 8192
 REQUEST_SECONDS = 5.0
 CONNECTIONS = 50
-
-RUN_BUCKETS = (0.01, 0.1, 1, 10, 60, 300, 3600)
-WAIT_BUCKETS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
-
-OTHER = "<other>"
-"""Stands in the metrics for all names that are no task of this worker: they come from outside, and are without end."""
-
-
-class Meter:
-    """Counts what a worker does, for Prometheus. May be called from any thread."""
-
-    def __init__(self, tasks: Iterable[str]) -> None:
-        self.registry = CollectorRegistry()
-        names = (*tasks, OTHER)
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"jobstream_{name}", text, labels, registry=self.registry)
-
-        ended = counter("jobs_ended", "Jobs that this worker brought to their end.", ("task", "status"))
-        retried = counter("jobs_retried", "Attempts that failed and are to be followed by another one.", ("task",))
-        seconds = Histogram(
-            "jobstream_job_seconds",
-            "Time that the last attempt of an ended job took.",
-            ("task",),
-            buckets=RUN_BUCKETS,
-            registry=self.registry,
-        )
-        # Made beforehand: so each series is there from the start, as zero, and none is looked up for every job.
-        self._ended = {(name, str(status)): ended.labels(name, status) for name in names for status in sorted(FINAL)}
-        self._retried = {name: retried.labels(name) for name in names}
-        self._seconds = {name: seconds.labels(name) for name in names}
-        self._claimed = counter("jobs_claimed", "Attempts that this worker was given.")
-        self._taken_over = counter("jobs_taken_over", "Jobs whose worker had died.")
-        self._lost = counter("leases_lost", "Attempts that were given up: another worker has the job.")
-        self._waited = Histogram(
-            "jobstream_job_wait_seconds",
-            "Time between when a job was due and when this worker claimed it.",
-            buckets=WAIT_BUCKETS,
-            registry=self.registry,
-        )
-        ProcessCollector(registry=self.registry)
-
-    def watch(self, *, slots: int, running: Callable[[], int], left: Callable[[], int]) -> None:
-        """Show how many jobs may run, how many do, and how many coroutines run on without theirs."""
-        Gauge("jobstream_slots", "Jobs that may run at once.", registry=self.registry).set(slots)
-        gauge = Gauge("jobstream_jobs_running", "Jobs that run.", registry=self.registry)
-        gauge.set_function(running)
-        text = "Coroutines that did not stop when they were told to, and run on without their jobs."
-        Gauge("jobstream_coroutines_left_behind", text, registry=self.registry).set_function(left)
-
-    def claimed(self, jobs: Sequence[ClaimedJob]) -> None:
-        """These jobs were claimed."""
-        self._claimed.inc(len(jobs))
-        for job in jobs:
-            self._waited.observe(job.waited)
-            if job.taken_over:
-                self._taken_over.inc()
-
-    def ended(self, task: str, status: str, seconds: float) -> None:
-        """A job came to its end; `seconds` is what this attempt took."""
-        name = self._known(task)
-        self._ended[name, str(status)].inc()
-        self._seconds[name].observe(seconds)
-
-    def retried(self, task: str) -> None:
-        """An attempt failed, and another one will follow."""
-        self._retried[self._known(task)].inc()
-
-    def lost(self) -> None:
-        """An attempt was given up, its job is another worker's."""
-        self._lost.inc()
-
-    def exposition(self) -> bytes:
-        """All of it in Prometheus's text format."""
-        return generate_latest(self.registry)
-
-    def _known(self, task: str) -> str:
-        return task if task in self._retried else OTHER
 
 
 class Pulse:
@@ -335,7 +255,7 @@ def _message(status: str, body: bytes | dict[str, str], headers: str = "") -> by
     """JSON for a dict, Prometheus's text for bytes."""
     media_type = "application/json"
     if isinstance(body, bytes):
-        media_type = CONTENT_TYPE_LATEST
+        media_type = MEDIA_TYPE
     else:
         body = json.dumps(body).encode()
     head = (

@@ -39,7 +39,7 @@ from jobstream.serialize import TaskFailure, deserialize, serialize
 from jobstream.task import Task
 from jobstream_workers.claim import ClaimedJob
 from jobstream_workers.executors import Execution, Executors
-from jobstream_workers.health import Meter
+from jobstream_workers.meter import Meter
 from jobstream_workers.writer import AttemptWriter, Outcome
 
 logger = logging.getLogger("jobstream.runner")
@@ -224,12 +224,15 @@ class Runner:
             logger.warning("job %s: lease lost, another worker has it", job.id)
             return
         if result is None and error is None and running.stop_reason is StopReason.SHUTDOWN:
-            await writer.release()
+            if await writer.release():
+                self._meter.released(payload.task)
             logger.info("job %s released: %s", job.id, StopReason.SHUTDOWN)
             return
         if isinstance(error, Postponed):
             await writer.postpone(error.lane, most=error.most)
             return
+        if isinstance(error, TaskCrashed):
+            self._meter.crashed(payload.task)
         if error is not None:
             wait, error = next_attempt(error, task, job)
             if wait is not None:
@@ -279,7 +282,7 @@ class Runner:
         """The task's result as JSON, or None when the attempt was stopped. Raises JobstreamError or Retry."""
         task, payload, writer = burial.task, burial.payload, burial.writer
         job, loop = running.job, asyncio.get_running_loop()
-        reporter = _Reporter(running, writer)
+        reporter = _Reporter(running, writer, self._meter)
         limit = job.timeout or task.timeout
         timer: asyncio.TimerHandle | None = None
 
@@ -336,10 +339,11 @@ class Runner:
 class _Reporter:
     """Writes what a job says, coalesced, and its last words. Costs next to nothing for a job that says nothing."""
 
-    def __init__(self, running: RunningJob, writer: AttemptWriter) -> None:
+    def __init__(self, running: RunningJob, writer: AttemptWriter, meter: Meter) -> None:
         self.outbox = Outbox(self._notify, never_block=threading.get_ident())
         self._running = running
         self._writer = writer
+        self._meter = meter
         self._loop = asyncio.get_running_loop()
         self._ended = False
         self._now: asyncio.Event | None = None
@@ -377,11 +381,14 @@ class _Reporter:
     async def _write(self) -> bool:
         """False when the lease is lost."""
         try:
-            held = await self._writer.emit(self.outbox.take())
+            batch = self.outbox.take()
+            held = await self._writer.emit(batch)
         except Exception:
             logger.exception("job %s: progress not written", self._running.job.id)
             return True
-        if not held:
+        if held:
+            self._meter.said(batch)
+        else:
             self._running.stop(StopReason.LOST)
         return held
 

@@ -31,6 +31,7 @@ from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.serialize import deserialize, serialize
 from jobstream.task import Task
+from jobstream.webhooks.deliveries import DELIVERY_TASK
 from jobstream_workers.claim import (
     ANY_SUSPECTS,
     CLAIM_MAX,
@@ -44,8 +45,9 @@ from jobstream_workers.claim import (
 )
 from jobstream_workers.courier import Courier
 from jobstream_workers.executors import Executors
-from jobstream_workers.health import HealthServer, Meter, Pulse
+from jobstream_workers.health import HealthServer, Pulse
 from jobstream_workers.lease import LeaseKeeper, Verdict
+from jobstream_workers.meter import Meter
 from jobstream_workers.rotation import Rotation
 from jobstream_workers.runner import Runner, RunningJob, StopReason
 from jobstream_workers.schedule import Schedule
@@ -92,7 +94,8 @@ class Worker(ArqWorker):
         self._source = source
         self._tasks = tasks
         self._settings = settings
-        self._courier = Courier(client, settings)
+        self._meter = Meter((*tasks, DELIVERY_TASK), (*settings.queue_names, WEBHOOKS_QUEUE))
+        self._courier = Courier(client, settings, self._meter)
         if self._courier.task.name in tasks:
             raise ConfigurationError(f"the task {self._courier.task.name!r} is the service's own; choose another name")
         self._all_tasks = {**tasks, self._courier.task.name: self._courier.task}
@@ -114,7 +117,6 @@ class Worker(ArqWorker):
         self._started_ms = time.time_ns() // 1_000_000
         self._left_behind: set[RunningJob] = set()
         self._pulse = Pulse(tasks.values(), poll_seconds=settings.poll_seconds, slots=settings.max_jobs)
-        self._meter = Meter(self._all_tasks)
         self._meter.watch(
             slots=settings.max_jobs,
             running=lambda: len(self._running) - self._delivering,
@@ -203,6 +205,7 @@ class Worker(ArqWorker):
                 if failed is not None:
                     failed(error)
                 if is_unavailable(error):
+                    self._meter.redis.failed()
                     logger.warning("Redis is away (%s), trying again", type(error).__name__)
                 else:
                     logger.exception("a worker's loop failed, starting it again")
@@ -241,6 +244,7 @@ class Worker(ArqWorker):
                 )
                 if time.monotonic() - asked_at > self._settings.lease_seconds:
                     continue  # frozen meanwhile: these leases have ended, and the jobs may be somebody else's
+                self._meter.claimed(jobs)
                 for job in jobs:
                     self._start(job, runner, leases)
                 if free > len(jobs) == CLAIM_MAX:
@@ -300,7 +304,9 @@ class Worker(ArqWorker):
             )
         except StaleClaim:  # sent twice, and the answer to the first is lost
             return 0, 0.0
-        if time.monotonic() - asked_at > settings.lease_seconds:
+        took = time.monotonic() - asked_at
+        self._meter.redis.took("claim", took)
+        if took > settings.lease_seconds:
             # Frozen meanwhile: these leases have ended, and the jobs may be somebody else's. The others are given back.
             return 0, 0.0
         self._numbers = numbers._replace(heard=numbers.this)
@@ -408,7 +414,9 @@ class Worker(ArqWorker):
                 running=len(self._running) - self._delivering,
                 started_at=self._started_ms,
             )
+            asked_at = time.monotonic()
             await catalogue.beat(self.pool, info, list(self._tasks.values()), life=BEAT_LIFE_SECONDS)
+            self._meter.redis.took("beat", time.monotonic() - asked_at)
             self.ready.set()
             self._pulse.announced = True
             await asyncio.sleep(BEAT_SECONDS)

@@ -94,6 +94,7 @@ Reader = Annotated[Caller, Depends(Rule(Scope.READ))]
 Watcher = Annotated[Caller, Depends(Rule(Scope.READ, ticket=True))]
 Canceller = Annotated[Caller, Depends(Rule(Scope.CANCEL))]
 WebhookKeeper = Annotated[Caller, Depends(Rule(Scope.WEBHOOKS))]
+MetricsReader = Annotated[Caller, Depends(Rule(Scope.METRICS))]
 Admin = Annotated[Caller, Depends(Rule(Scope.ADMIN))]
 
 

@@ -247,6 +247,7 @@ class Follower:
         self._early.append(frame)
         if len(self._early) > WAITING_FRAMES:
             self._early, self._stale = None, True
+            self._hub.counts.overrun += 1
 
     def _add(self, frame: Frame) -> None:
         if frame.version <= self.version:
@@ -260,6 +261,7 @@ class Follower:
             or (waiting and (len(waiting) >= WAITING_FRAMES or self._bytes + len(frame.data) > WAITING_BYTES))
         ):
             self._stale = True
+            self._hub.counts.overrun += bool(waiting)
             return
         waiting.append(frame)
         self._bytes += len(frame.data)
@@ -271,4 +273,5 @@ class Follower:
             if frame.event == "progress":
                 self._bytes -= len(frame.data)
                 del self._waiting[at]
+                self._hub.counts.conflated += 1
                 return

@@ -87,6 +87,24 @@ _PAUSE_SECONDS = 0.05
 _PAUSE_MAX_SECONDS = 1.0
 
 
+class Counts:
+    """What the hub and its followers did, for the metrics. Nothing of it is lost for a watcher: see above, and 9."""
+
+    __slots__ = ("conflated", "heard", "overrun", "reads", "told")
+
+    def __init__(self) -> None:
+        self.heard = 0
+        """Events that Redis published of watched jobs."""
+        self.told = 0
+        """Frames that went to followers."""
+        self.conflated = 0
+        """Progress that newer progress has replaced before it went out."""
+        self.overrun = 0
+        """Times that too much waited for somebody: dropped, and read from the log instead."""
+        self.reads = 0
+        """Reads of logs."""
+
+
 class Listener(Protocol):
     """What the hub knows of a follower. Its methods must neither wait nor raise."""
 
@@ -175,6 +193,7 @@ class Hub:
     """
 
     def __init__(self, source: RedisSource, *, quiet: float = 5.0, look: float = 15.0, prefix: str = "") -> None:
+        self.counts = Counts()
         self._source = source
         self._client: Redis = source.client()
         self.prefix = prefix
@@ -310,6 +329,7 @@ class Hub:
 
     async def _run(self, job_id: str, after: int) -> None:
         async with self._readers:
+            self.counts.reads += 1
             read = self._reads.pop((job_id, after))  # it begins: whoever comes now is too late for it
             try:
                 page = await self._patiently(job_id, after)
@@ -374,6 +394,7 @@ class Hub:
     # --- telling ----------------------------------------------------------------------------------------------------
 
     def _hear_event(self, channel: _Channel, event: JobEvent) -> None:
+        self.counts.heard += 1
         channel.version = event.version
         if self.known_epoch is None:
             return  # followers that join will read it
@@ -393,6 +414,7 @@ class Hub:
                 self._tell(channel, held)
             else:
                 frame.since = held.since
+                self.counts.conflated += 1
         channel.held = frame
         if channel.waiting is None:
             loop = asyncio.get_running_loop()
@@ -413,6 +435,7 @@ class Hub:
             self._tell(channel, frame)
 
     def _tell(self, channel: _Channel, frame: Frame) -> None:
+        self.counts.told += len(channel.followers)
         if not channel.pumping and len(channel.followers) <= SLICE:
             for follower in tuple(channel.followers):
                 follower.hear(frame)
@@ -423,9 +446,11 @@ class Hub:
         last = queue[-1] if queue else None
         if frame.event == "progress" and last and last.event == "progress" and frame.since == last.version + 1:
             frame.since = queue.pop().since
+            self.counts.conflated += 1
         queue.append(frame)
         if len(queue) > QUEUED:
             queue.clear()
+            self.counts.overrun += 1
             channel.make_stale()
         elif not channel.pumping:
             channel.pumping = True
