@@ -70,6 +70,7 @@ def _router(service: Service, authenticate: Authenticate | None) -> APIRouter:
         async with service.running():
             yield
 
+    service.authenticate = authenticate
     gate = Gate(authenticate, service.tickets) if authenticate else service.gate
     router = APIRouter(
         route_class=problem_route(lambda: service.prefix), lifespan=lifespan, dependencies=[Depends(gate)]

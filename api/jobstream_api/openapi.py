@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema_rs
 from fastapi import FastAPI
 
+from jobstream.call import NOBODY
 from jobstream.catalogue import Announcement
 from jobstream.files import FILE_MARK
 from jobstream.job import RESERVED_QUEUES, Job
@@ -153,7 +154,8 @@ class OpenApi:
             document["components"]["schemas"]["Problem"] = _PROBLEM
             document["components"]["schemas"]["JobEnded"] = _JOB_ENDED
             for task in book.tasks.values():
-                add_task(document, task)
+                if task.input_schema != NOBODY:
+                    add_task(document, task)
             _add_job(document["components"]["schemas"])
             document["webhooks"] = {event: _ended(event) for event in EVENTS}
             if self._service.gate.open:

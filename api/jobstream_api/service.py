@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from jobstream.cancellation import cancel
 from jobstream.catalogue import Announcement, find, read_catalogue, read_version
@@ -21,7 +21,7 @@ from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.store import read_record
 from jobstream.webhooks.target import Targets
-from jobstream_api.auth.gate import Gate, authenticate_by
+from jobstream_api.auth.gate import Authenticate, Gate, authenticate_by
 from jobstream_api.auth.tickets import Tickets
 from jobstream_api.live.hub import Hub
 from jobstream_api.live.stream import Streams
@@ -105,6 +105,8 @@ class Service:
         self.gate = Gate(
             authenticate_by(settings, self.client, origins=settings.cors_origins), self.tickets, open=not settings.asks
         )
+        self.authenticate: Authenticate | None = None
+        """By which the app that includes the router says who is asking."""
         self.files = FileStore(settings.files_dir)
         self.uploads_in_doubt: set[str] = set()
         """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""
@@ -127,7 +129,7 @@ class Service:
             on_stored=self.meter.stored,
         )
 
-    def origin(self, request: Request) -> str:
+    def origin(self, request: HTTPConnection) -> str:
         """Scheme and host under which a client reaches the service, for absolute URLs."""
         url = urlsplit(str(self.settings.public_url or request.base_url))
         return f"{url.scheme}://{url.netloc}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from jobstream.cancellation import cancel
 from jobstream.redis import RedisSource, UrlSource
+from jobstream_workers.background import with_background_tasks
 from jobstream_workers.bulk import with_bulk_tasks
 from jobstream_workers.loader import add_working_directory, load_tasks
 from jobstream_workers.settings import WorkerSettings
@@ -32,7 +33,7 @@ async def run_worker(settings: WorkerSettings, source: RedisSource, stop: asynci
     Gives the number of functions that did not end: Python waits for their threads for ever, unless the process ends by
     `os._exit`. Raises ConfigurationError for tasks that cannot load.
     """
-    tasks = with_bulk_tasks(load_tasks(settings.task_modules))
+    tasks = with_bulk_tasks(with_background_tasks(load_tasks(settings.task_modules), settings.background_modules))
     worker = Worker(source, tasks, settings)
     logger.info("worker %s: %s; %s", worker.id, ", ".join(sorted(tasks)), source.describe())
     stopper = asyncio.create_task(_stop_when(stop, worker))

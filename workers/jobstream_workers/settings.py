@@ -6,6 +6,7 @@ import os
 
 from pydantic import AnyHttpUrl, Field, field_validator
 
+from jobstream.call import CallSettings
 from jobstream.errors import ConfigurationError
 from jobstream.files import FileSettings
 from jobstream.job import QUEUE_NAME, RESERVED_QUEUES
@@ -17,7 +18,7 @@ MAX_DELAY_SECONDS = 4 * 86_400.0
 """Between two attempts to deliver a webhook: its record lives for two weeks after each."""
 
 
-class WorkerSettings(RedisSettings, FileSettings, WebhookSettings):
+class WorkerSettings(RedisSettings, FileSettings, WebhookSettings, CallSettings):
     """A worker's settings: `JOBSTREAM_…` in the environment or in `.env`."""
 
     tasks: str = Field(
