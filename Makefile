@@ -1,6 +1,6 @@
 # `make demo` shows jobstream, `make test` proves it. Either one starts from a bare checkout: all that they need is
-# Python 3.11+, make and, for the tests, a Redis server, nginx, Chromium and Node.js (which are installed where that can
-# be done without asking).
+# Python 3.11+, make and, for the tests, a Redis server, nginx, Chromium, Node.js, Podman and kubectl (which are
+# installed where that can be done without asking).
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -16,7 +16,7 @@ dev: setup ## API, worker and Redis on this machine, until Ctrl-C
 	@exec .venv/bin/jobstream dev
 
 test: ## every test, against a real Redis and in a real browser (ARGS="-k words")
-	@scripts/setup --dev --redis --browser --nginx
+	@scripts/setup --dev --redis --browser --nginx --deploy
 	@exec .venv/bin/pytest $(ARGS)
 
 .PHONY: chaos
@@ -58,6 +58,8 @@ lock: setup ## pin what pyproject.toml asks for (UPGRADE=1 moves to the newest v
 	@$(LOCK) --group dev --output-file requirements/dev.txt >/dev/null
 	@.venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --system-certs \
 		--group fuzz --output-file requirements/fuzz.txt >/dev/null
+	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+		--system-certs --group deploy --constraints requirements/dev.txt --output-file requirements/deploy.txt >/dev/null
 	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/runtime.txt >/dev/null
 
 clean: ## remove .venv, caches and builds (the data in .jobstream stays)

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ["runtime", "dev"]
+LOCKS = ["runtime", "dev", "deploy"]
 
 PIN = re.compile(
     r"([a-z0-9-]+)==([\w.+!]+)(?: ; [\w<>=!'. ()]+)? \\\n"  # name, version, marker

@@ -1,0 +1,1 @@
+"""Tests of deploy/: what is written there holds together, and runs."""
