@@ -34,22 +34,23 @@ def scoped(key: str, owner: str | None) -> str:
 @contextlib.asynccontextmanager
 async def reserved(
     client: Redis, key: str, token: str, *, owner: str | None = None, lease: float = LEASE_SECONDS
-) -> AsyncIterator[None]:
+) -> AsyncIterator[bool]:
     """Hold the key for the request `token` while the block runs; let go of it when the block fails.
 
     A submit with this token under this key, which ends the reservation, belongs in the block. A key that was answered
-    before is not held: the submit will say what became of it. Raises IdempotencyInFlight, and redis-py's errors.
+    before is not held, and the block given True: the submit will say what became of it. Raises IdempotencyInFlight, and
+    redis-py's errors.
     """
     key = scoped(key, owner)
     verdict = await _reserve(client, args=[key, token, round(lease * 1000)])
     if verdict == b"held":
         raise IdempotencyInFlight("The first request with this key has not been answered yet")
     if verdict == b"used":
-        yield
+        yield True
         return
     keeper = asyncio.create_task(_keep(client, key, token, lease), name="idempotency")
     try:
-        yield
+        yield False
     except BaseException as error:
         await cancel(keeper)
         if isinstance(error, Exception) and not is_unavailable(error):

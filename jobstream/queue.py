@@ -84,6 +84,7 @@ _SLICE = 250
 ALL_JOBS = JobFilter()
 
 _submit = Script("submit", uses=["turns", "admit", "store"])
+_look = Script("look", uses=["turns", "admit"])
 _submit_many = Script("submit_many", uses=["turns", "admit", "store"])
 _cancel = Script("cancel", uses=["turns"])
 _rerun = Script("rerun", uses=["turns"])
@@ -363,6 +364,16 @@ class Queue:
                     on_quota(Quota.of(*quota))
             return [job.job_id for job in new], False
         raise RedisUnavailable("Redis answered too late")
+
+    async def check_room(self, *, queue: str | None = None, owner: str | None = None) -> None:
+        """Raises what a submit of one job would be refused with now: QueueFull, or OverQuota.
+
+        For callers who can save themselves work by it: it promises nothing, and charges nobody.
+        """
+        if owner is None and self._limits == NO_SUBMIT_LIMITS:
+            return
+        verdict, *rest = await _look(self.client, args=[queue or "", owner or "", self._limits_word])
+        self._check_admitted(verdict, rest, {queue or "": 1}, 1)
 
     def _check_admitted(self, verdict: bytes, rest: Sequence[Any], queues: Mapping[str, int], jobs: int) -> None:
         """Raises what admit.lua has refused."""

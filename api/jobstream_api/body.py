@@ -16,6 +16,7 @@ from starlette.requests import Request
 from jobstream.errors import FieldError, InvalidInput, MalformedBody, PayloadTooLarge, UnsupportedMediaType
 from jobstream.files import FileStore
 from jobstream.task import json_pointer
+from jobstream_api.coming import declared_length
 from jobstream_api.settings import ApiSettings
 from jobstream_api.validation import InputValidator
 
@@ -34,25 +35,40 @@ class BodyReader:
     files: FileStore
     job_id: str
 
+    def check_head(self) -> None:
+        """Raises what the headers alone tell: UnsupportedMediaType, and PayloadTooLarge for a declared length."""
+        kind, _ = self._media_type()
+        if kind == "multipart/form-data":
+            settings, task = self.settings, self.validator.task
+            files = settings.max_files * settings.max_file_bytes if task.file_fields else 0
+            parts = (_FIELDS_MAX + settings.max_files) * _PART_HEADER_BYTES
+            check_length(self.request, at_most=settings.max_body_bytes + files + parts)
+        elif kind and kind != "application/x-www-form-urlencoded" and not is_json(kind):
+            raise UnsupportedMediaType(f"Send {ACCEPTED}, not {kind[:100]}")
+        else:
+            check_length(self.request, at_most=self.settings.max_body_bytes)
+
+    def _media_type(self) -> tuple[str, bytes]:
+        """The media type, in lower case, and the boundary."""
+        media_type, options = parse_options_header(self.request.headers.get("content-type", ""))
+        return media_type.decode("latin-1").lower(), options.get(b"boundary", b"")
+
     async def read(self) -> dict[str, Any]:
-        """The valid input. Raises MalformedBody, UnsupportedMediaType, PayloadTooLarge or InvalidInput.
+        """The valid input, after `check_head`. Raises what that raises, MalformedBody and InvalidInput.
 
         Uploads are stored under the job's id as they arrive: whoever calls removes them when the job comes to nothing.
         """
-        media_type, options = parse_options_header(self.request.headers.get("content-type", ""))
-        kind = media_type.decode("latin-1").lower()
+        kind, boundary = self._media_type()
         if kind == "multipart/form-data":
-            return self.validator.check(await self._multipart(options.get(b"boundary", b"")))
+            return self.validator.check(await self._multipart(boundary))
         if kind == "application/x-www-form-urlencoded":
             return self.validator.check(self._form(await self._limited()))
         if is_json(kind):
             return self._json(await self._limited())
-        body = await self._limited()
-        if kind == "" and not body:
-            return self.validator.check({})
-        raise UnsupportedMediaType(
-            f"Send {ACCEPTED}" + (f", not {kind[:100]}" if kind else "; Content-Type is missing")
-        )
+        async for piece in self.request.stream():
+            if piece:
+                raise UnsupportedMediaType(f"Send {ACCEPTED}; Content-Type is missing")
+        return self.validator.check({})
 
     async def _limited(self) -> bytes:
         return await read_body(self.request, at_most=self.settings.max_body_bytes)
@@ -134,11 +150,16 @@ def is_json(media_type: str) -> bool:
     return media_type == "application/json" or media_type.endswith("+json")
 
 
+def check_length(request: Request, *, at_most: int) -> None:
+    """Raises PayloadTooLarge for a body that says itself that it is."""
+    length = declared_length(request.headers.raw)
+    if length is not None and length > at_most:
+        raise PayloadTooLarge(f"The body may hold {at_most} bytes")
+
+
 async def read_body(request: Request, *, at_most: int) -> bytes:
     """The whole body. Raises PayloadTooLarge: by Content-Length before a byte is read, else as soon as it is."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > at_most:
-        raise PayloadTooLarge(f"The body may hold {at_most} bytes")
+    check_length(request, at_most=at_most)
     body = bytearray()
     async for piece in request.stream():
         body += piece

@@ -1,11 +1,12 @@
--- Used by submit and submit_many: whether so many jobs may come, by what their queues hold and how fast their owners
+-- Used by submit, submit_many and look: whether so many jobs may come, by what their queues hold and how fast their owners
 -- submit. Charges the owners when all may, and nobody when one may not; its first write is one that a full Redis refuses.
 -- Arguments: now (ms), `depth jobs window`: what a queue may hold, and how many jobs an owner may submit in how many ms,
--- unless something else was set for it (0: no limit), {queue's name → how many come}, {owner → how many come}, turns
+-- unless something else was set for it (0: no limit), {queue's name → how many come}, {owner → how many come}, turns,
+-- whether this is only a look, and nobody is charged
 -- Returns a refusal: {'full', queue's name, what it holds, ms until there is room (-1: not known)} or {'over', owner, ms
 -- until they may come (-1: never, they are too many), jobs, window (ms), how many may come now, ms until all may}. Else
 -- nothing, and what the last owner may still do, {} without one, otherwise from `jobs` on as above.
-local now, limits, queues, owners, turns = ...
+local now, limits, queues, owners, turns, only_look = ...
 local depth, jobs, window = string.match(limits, '(%d+) (%d+) (%d+)')
 depth, jobs, window = tonumber(depth), tonumber(jobs), tonumber(window)
 
@@ -46,6 +47,7 @@ for owner, coming in pairs(owners) do
     left = {most, span, math.floor((span - later + now) / each + 0.001), math.ceil(later - now)}
   end
 end
+if only_look then return end
 for key, later in pairs(charges) do
   redis.call('SET', key, string.format('%.3f', later), 'PX', whole(math.max(1, math.ceil(later - now))))
 end

@@ -111,7 +111,7 @@ FILE = PART % (b"files", b'; filename="a"')
         ("/quiet", JSON, b"[", b"[" * 65_536, "100000 bytes"),
         ("/quiet", FORM, b"text=", b"x" * 65_536, "100000 bytes"),
         ("/quiet", FORM, b"a=", b"&a=" * 20_000, "100000 bytes"),
-        ("/quiet", "text/plain", b"x", b"x" * 65_536, "100000 bytes"),
+        ("/quiet", FORM, b"", b"x" * 65_536, "100000 bytes"),
         ("/jobs/batch", JSON, b"[", b"{}," * 20_000, "100000 bytes"),
         ("/keeps", MULTIPART, PART % (b"label", b""), b"x" * 65_536, "100000 bytes"),
         ("/keeps", MULTIPART, FILE, b"x" * 65_536, "100000 bytes"),

@@ -31,7 +31,8 @@ from jobstream.job import JobLinks, job_links, new_job_id
 from jobstream.queue import BATCH_JOBS, Submission
 from jobstream.task import field_errors, json_pointer
 from jobstream_api.auth.gate import Submitter
-from jobstream_api.body import check_without_files, is_json, read_body
+from jobstream_api.body import check_length, check_without_files, is_json, read_body
+from jobstream_api.coming import is_large
 from jobstream_api.routes.results import SubmitQuery, idempotency_key
 from jobstream_api.service import Service
 from jobstream_api.validation import ERRORS_SHOWN, InputValidator
@@ -99,12 +100,16 @@ def add_routes(router: APIRouter, service: Service) -> None:
         key, first_id = idempotency_key(request), new_job_id()
         headers = {"Retry-After": RETRY_AFTER, "Cache-Control": PRIVATE}
         key = f"{KEY_OF_BATCHES}:{key}" if key else ""
+        replays = False
         async with contextlib.AsyncExitStack() as stack:
             if key:  # before the body is read: while it arrives, the key is in use
-                await stack.enter_async_context(reserved(service.client, key, first_id, owner=caller.tenant))
+                replays = await stack.enter_async_context(reserved(service.client, key, first_id, owner=caller.tenant))
             media_type, _ = parse_options_header(request.headers.get("content-type", ""))
             if not is_json(media_type.decode("latin-1").lower()):
                 raise UnsupportedMediaType("Send application/json: an array of jobs")
+            check_length(request, at_most=service.settings.max_batch_bytes)
+            if is_large(request.headers.raw) and not replays:
+                await service.queue.check_room(owner=caller.tenant)  # which queues, only the body says
             body = await read_body(request, at_most=service.settings.max_batch_bytes)
             order = await _Reader(service, caller).read(body)
             ids, replayed = await service.queue.submit_many_once(

@@ -31,6 +31,7 @@ from jobstream.task import RESERVED_NAMES
 from jobstream_api.auth.gate import Canceller, Known, Submitter, Watcher
 from jobstream_api.auth.tickets import PARAMETER
 from jobstream_api.body import BodyReader
+from jobstream_api.coming import is_large
 from jobstream_api.problems import described, respond
 from jobstream_api.routes.jobs import purged
 from jobstream_api.service import Service
@@ -161,8 +162,12 @@ async def _store(
     announced, job_id = validator.task, new_job_id()
     reader = BodyReader(request, validator, service.settings, service.files, job_id)
     async with contextlib.AsyncExitStack() as stack:
+        replays = False
         if key:  # before the body is read: while it arrives, the key is in use
-            await stack.enter_async_context(reserved(service.client, key, job_id, owner=owner))
+            replays = await stack.enter_async_context(reserved(service.client, key, job_id, owner=owner))
+        reader.check_head()
+        if is_large(request.headers.raw) and not replays:
+            await service.queue.check_room(queue=options.queue or announced.queue, owner=owner)
         try:
             data = await reader.read()
             job, replayed = await service.queue.submit_once(
