@@ -33,6 +33,9 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float
     max_attempts: int = 1
     accepted_status: Literal[202, 303] = 202
+    cron: str | None = None
+    """When it is run without being asked for."""
+    timezone: str = "UTC"
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +64,8 @@ def announcement(task: Task) -> Announcement:
         ttl=task.ttl,
         max_attempts=task.retry.attempts,
         accepted_status=task.accepted_status,
+        cron=task.cron.expression if task.cron else None,
+        timezone=task.cron.timezone if task.cron else "UTC",
     )
 
 

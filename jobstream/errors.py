@@ -15,6 +15,9 @@ JobstreamError
 ├── JobNotFound             404  no job of that id
 ├── WebhookNotFound         404  no endpoint of that id
 ├── DeliveryNotFound        404  no delivery of that id
+├── ScheduleNotFound        404  no schedule of that name
+├── ScheduleConflict        409  the schedule's origin, or the number of them, does not allow the request
+├── PreconditionFailed      412  what is to be changed is not as the caller believes
 ├── JobGone                 410  the job was cancelled, purged or has expired
 ├── JobConflict             409  the job's state does not allow the request
 ├── PayloadTooLarge         413  the body, a field or a file is too large
@@ -227,6 +230,37 @@ class DeliveryNotFound(JobstreamError):
 
     status = 404
     code = "delivery-not-found"
+
+
+class ScheduleNotFound(JobstreamError):
+    """There is no schedule of that name
+
+    It was never made, it was deleted, or it is not yours. `GET /schedules` lists yours.
+    """
+
+    status = 404
+    code = "schedule-not-found"
+
+
+class ScheduleConflict(JobstreamError):
+    """The schedule cannot be made, changed or deleted
+
+    A task's own cron is changed where the task is declared; it can be paused. Or you have as many schedules as you may.
+    """
+
+    status = 409
+    code = "schedule-conflict"
+
+
+class PreconditionFailed(JobstreamError):
+    """It is not as you believe
+
+    Somebody has changed, made or deleted it since you looked: `If-Match` or `If-None-Match` says otherwise. Read it
+    again.
+    """
+
+    status = 412
+    code = "precondition-failed"
 
 
 class JobGone(JobstreamError):

@@ -92,8 +92,14 @@ FULL: Final = "jobstream:full:"
 """hash per queue: since when a submit found it full, and how many jobs were claimed since; PX a minute."""
 PROMOTE: Final = "jobstream:promote:"
 """zset per queue, delayed jobs with a priority, id → ms when due; entries leave when due, cancelled or purged."""
-CRON: Final = "jobstream:cron:"
-"""hash per task with a cron: which tick was queued last, for which expression; until two days after that tick."""
+SCHEDULE: Final = "jobstream:schedule:"
+"""hash per schedule (`<owner> <name>`; of a task's own ` task:<task>`): which tick was queued last, which ran last,
+whether it is paused. One that was made by a client has its definition there: owner its tenant, until it is deleted. A
+task's own lives until two days after its tick; 30 days since its task was last seen while it is paused."""
+SCHEDULES: Final = "jobstream:schedules"
+"""zset of those that clients have made, all with score 0: by owner, then name; entries leave when they are deleted."""
+SCHEDULES_DUE: Final = "jobstream:schedules:due"
+"""zset, of these, schedule → ms when its next tick is to be queued; entries leave when it is paused or deleted."""
 CLAIMS: Final = "jobstream:claims:"
 """string per worker, `<number> <queue> <ms> <id> <id> …`: its last claim, and what it was given; PX an hour."""
 CONTACT: Final = "jobstream:contact"
@@ -248,6 +254,11 @@ def deliveries_to(webhook_id: str) -> str:
 def deliveries_of(job_id: str) -> str:
     """zset, see DELIVERIES_OF."""
     return DELIVERIES_OF + job_id
+
+
+def schedule(schedule_id: str) -> str:
+    """hash, see SCHEDULE."""
+    return SCHEDULE + schedule_id
 
 
 def index(

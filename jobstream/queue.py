@@ -552,6 +552,13 @@ class _NewJob(NamedTuple):
         return {name.encode(): str(value).encode() for name, value in stored.items()}
 
 
+def tick_arguments(wanted: Submission, *, words: int) -> tuple[str, list[Argument]]:
+    """For tick.lua: the queue's key, and what it stores of a job that has an id. Raises InvalidParameter."""
+    new = _NewJob.of(wanted, words=words)
+    live = round(LIVE_SECONDS * 1000)
+    return keys.queue(new.queue), [*new.head[:4], live, new.tags, *new.field_words()]
+
+
 class _RedisClock:
     """Redis's time as last seen: so that a call can say in Redis's own time until when its answer is awaited."""
 

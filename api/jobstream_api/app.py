@@ -31,6 +31,7 @@ from jobstream_api.routes import (
     metrics,
     problem_pages,
     results,
+    schedules,
     static,
     tasks,
     tickets,
@@ -87,6 +88,7 @@ def _router(service: Service, authenticate: Authenticate | None) -> APIRouter:
         events,
         tickets,
         webhooks,
+        schedules,
         problem_pages,
         results,
     ):
@@ -121,7 +123,7 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["*"],
             expose_headers=EXPOSED,
             max_age=600,

@@ -50,6 +50,7 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings):
         description="Jobs that a tenant may submit in a time: 100/m, 1000/10m, 5/30s; more are refused (429). "
         "Empty: any number. `jobstream limits set` has another rate for single tenants.",
     )
+    max_schedules: int = Field(100, ge=0, description="Schedules that a tenant may have.")
     heartbeat_seconds: float = Field(15.0, gt=0, description="Silence after which an event stream says `: ping`.")
     max_streams: int = Field(
         10_000, ge=0, description="Open event streams; a client beyond that is told to come back later."

@@ -421,6 +421,120 @@ def callback_secret(tenant: str | None) -> None:
         _run(webhooks.secret(tenant))
 
 
+of_owner = click.option("--owner", metavar="TENANT", help="Whose, for admins.")
+
+
+@cli.group()
+def schedules() -> None:
+    """Schedules: jobs that are handed in again and again, when a cron says so."""
+
+
+@schedules.command(name="list")
+@of_owner
+@as_json
+@click.pass_obj
+def list_schedules(service: Service, owner: str | None, as_json: bool) -> None:
+    """Print all schedules: the tasks' own, then those that were made here or over HTTP."""
+    from jobstream_cli import schedules
+
+    _run(schedules.list_all(service, owner=owner, as_json=as_json))
+
+
+@schedules.command(name="create")
+@click.argument("name")
+@click.argument("task")
+@click.argument("fields", nargs=-1, metavar="[key=text | key:=json | key=@file | @object.json | -]...")
+@click.option("--cron", required=True, metavar="'M H D M W'", help="Minute, hour, day, month, day of the week.")
+@click.option("--timezone", default="UTC", show_default=True, help="Whose local times these are: an IANA name.")
+@click.option("--queue", help="The queue, if not the task's own.")
+@click.option("--tag", "tags", multiple=True, help="A tag of its jobs; may be repeated.")
+@click.option("--priority", type=int, help="A whole number; higher ones run first.")
+@of_owner
+@as_json
+@click.pass_obj
+def create_schedule(
+    service: Service,
+    name: str,
+    task: str,
+    fields: tuple[str, ...],
+    cron: str,
+    timezone: str,
+    queue: str | None,
+    tags: tuple[str, ...],
+    priority: int | None,
+    owner: str | None,
+    as_json: bool,
+) -> None:
+    """Make a schedule, or give it another definition; the same again changes nothing.
+
+    \b
+    jobstream schedules create nightly words text='to be' --cron '30 3 * * *' --timezone Europe/Berlin
+    """
+    from jobstream_cli import schedules
+    from jobstream_cli.fields import parse_fields
+
+    plan = schedules.Plan(name, task, parse_fields(fields), cron, timezone, queue, tags, priority)
+    _run(schedules.create(service, plan, owner=owner, as_json=as_json))
+
+
+@schedules.command()
+@click.argument("name")
+@of_owner
+@as_json
+@click.pass_obj
+def pause(service: Service, name: str, owner: str | None, as_json: bool) -> None:
+    """No more ticks; `task:` and a task's name is the task's own schedule."""
+    from jobstream_cli import schedules
+
+    _run(schedules.change(service, name, "pause", owner=owner, as_json=as_json))
+
+
+@schedules.command()
+@click.argument("name")
+@of_owner
+@as_json
+@click.pass_obj
+def resume(service: Service, name: str, owner: str | None, as_json: bool) -> None:
+    """Ticks again, from the next one on."""
+    from jobstream_cli import schedules
+
+    _run(schedules.change(service, name, "resume", owner=owner, as_json=as_json))
+
+
+@schedules.command(name="run")
+@click.argument("name")
+@of_owner
+@click.pass_obj
+def run_schedule(service: Service, name: str, owner: str | None) -> None:
+    """Run it once now, whatever its cron says, and print the job's id."""
+    from jobstream_cli import schedules
+
+    _run(schedules.run(service, name, owner=owner))
+
+
+@schedules.command(name="delete")
+@click.argument("name")
+@of_owner
+@click.pass_obj
+def delete_schedule(service: Service, name: str, owner: str | None) -> None:
+    """Forget it; its jobs stay."""
+    from jobstream_cli import schedules
+
+    _run(schedules.delete(service, name, owner=owner))
+
+
+@schedules.command(name="next")
+@click.argument("name")
+@click.option("--count", type=click.IntRange(1, 100), default=10, show_default=True)
+@of_owner
+@click.pass_obj
+def next_ticks(service: Service, name: str, count: int, owner: str | None) -> None:
+    """Print when it is due next, paused or not, in UTC."""
+    from jobstream_cli import schedules
+
+    _run(schedules.next_ticks(service, name, count=count, owner=owner))
+
+
 @contextlib.contextmanager
 def _configuration_errors() -> Iterator[None]:
     """A wrong setting is one sentence and exit code 2, not a traceback."""

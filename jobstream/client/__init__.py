@@ -5,7 +5,7 @@ understand is in `calls` (one request and its answer) and `stream` (events, acro
 """
 
 from jobstream.client.aio import Client, JobHandle
-from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, SubmitOptions, TaskInfo
+from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, ScheduleOptions, SubmitOptions, TaskInfo
 from jobstream.client.errors import (
     ClientError,
     FieldProblem,
@@ -23,6 +23,7 @@ from jobstream.client.errors import (
 )
 from jobstream.client.stream import Event
 from jobstream.client.sync import SyncClient, SyncJobHandle
+from jobstream.schedule import Schedule
 
 __all__ = [
     "DEFAULT_URL",
@@ -39,6 +40,8 @@ __all__ = [
     "NotFound",
     "Problem",
     "Rejected",
+    "Schedule",
+    "ScheduleOptions",
     "StillRunning",
     "SubmitOptions",
     "SyncClient",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, overload
@@ -13,10 +14,11 @@ import httpx2
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
 from jobstream.client import calls
-from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, SubmitOptions, TaskInfo
+from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, ScheduleOptions, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
 from jobstream.client.stream import Event, Following, Policy
 from jobstream.job import Job
+from jobstream.schedule import Schedule
 
 T = TypeVar("T")
 
@@ -111,6 +113,62 @@ class Client:
     async def tasks(self) -> list[TaskInfo]:
         """The catalogue: what can be submitted, and how many workers would run it."""
         return await self._send(calls.tasks())
+
+    async def schedules(self, *, owner: str | None = None) -> AsyncGenerator[Schedule]:
+        """Schedules: the tasks' own, then those that clients have made, by name. `owner`: whose, for admins."""
+        cursor: str | None = None
+        while True:
+            page = await self._send(calls.schedules(cursor, owner))
+            for schedule in page.schedules:
+                yield schedule
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def schedule(self, name: str, *, owner: str | None = None) -> Schedule:
+        """The schedule as it is now. Raises `NotFound`."""
+        return await self._send(calls.schedule(name, owner))
+
+    async def put_schedule(
+        self,
+        name: str,
+        task: str,
+        input: Mapping[str, object] | BaseModel | None = None,
+        *,
+        cron: str,
+        timezone: str = "UTC",
+        version: int | None = None,
+        owner: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Schedule:
+        """Make a schedule, or give it another definition; the same again changes nothing.
+
+        `cron`: five fields, local times of `timezone`. `version`: that which it must have. Raises `Rejected` (422 with
+        `problem.errors` for a cron, zone or input that will not do, 412 for another version, 409 for one too many).
+        """
+        return await self._send(
+            calls.put_schedule(name, task, input, owner, cron=cron, timezone=timezone, version=version, options=options)
+        )
+
+    async def pause_schedule(self, name: str, *, owner: str | None = None) -> Schedule:
+        """No more ticks; the one that waits for its time is cancelled."""
+        return await self._send(calls.change_schedule(name, "pause", owner))
+
+    async def resume_schedule(self, name: str, *, owner: str | None = None) -> Schedule:
+        """Ticks again, from the next one on."""
+        return await self._send(calls.change_schedule(name, "resume", owner))
+
+    async def run_schedule(self, name: str, *, owner: str | None = None) -> JobHandle:
+        """Run it once now, whatever its cron says."""
+        return JobHandle(self, (await self._send(calls.run_schedule(name, owner))).id)
+
+    async def delete_schedule(self, name: str, *, owner: str | None = None) -> None:
+        """Forget it; its jobs stay. Raises `Rejected` for a task's own, which can be paused."""
+        await self._send(calls.delete_schedule(name, owner))
+
+    async def next_ticks(self, name: str, *, count: int = 10, owner: str | None = None) -> list[datetime]:
+        """When it is due next, paused or not; in UTC."""
+        return await self._send(calls.next_ticks(name, count, owner))
 
     async def _send(self, call: Call[T]) -> T:
         sent = 0

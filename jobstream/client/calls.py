@@ -26,6 +26,7 @@ from jobstream.client.errors import (
     unreachable,
 )
 from jobstream.job import Job, JobStatus
+from jobstream.schedule import Schedule
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -78,6 +79,17 @@ class BulkFilter(TypedDict, total=False):
     all: bool
 
 
+class ScheduleOptions(TypedDict, total=False):
+    """How the jobs of a schedule are run. `timeout` and `ttl` are seconds."""
+
+    priority: int | None
+    queue: str | None
+    callback_url: str | None
+    tags: Sequence[str]
+    timeout: float | None
+    ttl: float | None
+
+
 class TaskInfo(BaseModel):
     """A task of the catalogue."""
 
@@ -97,6 +109,17 @@ class Page(BaseModel):
 
     jobs: list[Job]
     next_cursor: str | None = None
+
+
+class SchedulePage(BaseModel):
+    """Some of the schedules, and where the rest begins."""
+
+    schedules: list[Schedule]
+    next_cursor: str | None = None
+
+
+class _Ticks(BaseModel):
+    ticks: list[datetime]
 
 
 class _Catalogue(BaseModel):
@@ -275,6 +298,69 @@ def tasks() -> Call[list[TaskInfo]]:
     return Call("GET", "/tasks", lambda response: _parsed(_Catalogue, response).tasks)
 
 
+def schedules(cursor: str | None, owner: str | None) -> Call[SchedulePage]:
+    """A page of schedules."""
+    given = {"cursor": cursor, "owner": owner}
+    params = httpx2.QueryParams({name: value for name, value in given.items() if value is not None})
+    return Call("GET", "/schedules", lambda response: _parsed(SchedulePage, response), params)
+
+
+def schedule(name: str, owner: str | None) -> Call[Schedule]:
+    """The schedule as it is now."""
+    return _of_schedule("GET", name, "", _schedule, owner)
+
+
+def put_schedule(
+    name: str,
+    task: str,
+    input: Mapping[str, object] | BaseModel | None,
+    owner: str | None,
+    *,
+    cron: str,
+    timezone: str,
+    version: int | None,
+    options: ScheduleOptions,
+) -> Call[Schedule]:
+    """Make it, or give it another definition. Sent again when cut: the second time changes nothing."""
+    said = {"task": task, "cron": cron, "timezone": timezone, "input": {} if input is None else input}
+    body = pydantic_core.to_json(said | {key: value for key, value in options.items() if value is not None})
+    headers = {} if version is None else {"If-Match": f'"{version}"'}
+    resends = KEYED_RESENDS if version is None else 0
+    return replace(
+        _of_schedule("PUT", name, "", _schedule, owner),
+        body=body,
+        headers={"Accept": "application/json", **headers},
+        resends=resends,
+    )
+
+
+def change_schedule(name: str, order: Literal["pause", "resume"], owner: str | None) -> Call[Schedule]:
+    """Pause or resume it."""
+    return replace(_of_schedule("POST", name, f"/{order}", _schedule, owner), resends=KEYED_RESENDS)
+
+
+def run_schedule(name: str, owner: str | None) -> Call[Job]:
+    """Run it once. Sent again when cut, under a key of its own."""
+    call = _of_schedule("POST", name, "/run", _job, owner)
+    return replace(call, headers=_keyed(uuid.uuid4().hex), resends=KEYED_RESENDS)
+
+
+def delete_schedule(name: str, owner: str | None) -> Call[None]:
+    """Forget it."""
+    return _of_schedule("DELETE", name, "", lambda _: None, owner)
+
+
+def next_ticks(name: str, count: int, owner: str | None) -> Call[list[datetime]]:
+    """When it is due next."""
+    call = _of_schedule("GET", name, "/next", lambda response: _parsed(_Ticks, response).ticks, owner)
+    return replace(call, params=call.params.set("count", str(count)))
+
+
+def _of_schedule(method: str, name: str, rest: str, read: Callable[[httpx2.Response], T], owner: str | None) -> Call[T]:
+    params = httpx2.QueryParams({} if owner is None else {"owner": owner})
+    return Call(method, f"/schedules/{_segment(name)}{rest}", read, params)
+
+
 @dataclass
 class Pages:
     """Walks through the list: ask for `next`, `take` the answer, until `next` is None."""
@@ -347,6 +433,10 @@ def _parsed(model: type[Model], response: httpx2.Response) -> Model:
 
 def _job(response: httpx2.Response) -> Job:
     return _parsed(Job, response)
+
+
+def _schedule(response: httpx2.Response) -> Schedule:
+    return _parsed(Schedule, response)
 
 
 def _keyed(idempotency_key: str | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, overload
@@ -16,10 +17,11 @@ import httpx2
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
 from jobstream.client import calls
-from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, SubmitOptions, TaskInfo
+from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, ScheduleOptions, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
 from jobstream.client.stream import Event, Following, Policy
 from jobstream.job import Job
+from jobstream.schedule import Schedule
 
 T = TypeVar("T")
 
@@ -91,6 +93,57 @@ class SyncClient:
     def tasks(self) -> list[TaskInfo]:
         """As `Client.tasks`."""
         return self._send(calls.tasks())
+
+    def schedules(self, *, owner: str | None = None) -> Generator[Schedule]:
+        """As `Client.schedules`."""
+        cursor: str | None = None
+        while True:
+            page = self._send(calls.schedules(cursor, owner))
+            yield from page.schedules
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def schedule(self, name: str, *, owner: str | None = None) -> Schedule:
+        """As `Client.schedule`."""
+        return self._send(calls.schedule(name, owner))
+
+    def put_schedule(
+        self,
+        name: str,
+        task: str,
+        input: Mapping[str, object] | BaseModel | None = None,
+        *,
+        cron: str,
+        timezone: str = "UTC",
+        version: int | None = None,
+        owner: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Schedule:
+        """As `Client.put_schedule`."""
+        return self._send(
+            calls.put_schedule(name, task, input, owner, cron=cron, timezone=timezone, version=version, options=options)
+        )
+
+    def pause_schedule(self, name: str, *, owner: str | None = None) -> Schedule:
+        """As `Client.pause_schedule`."""
+        return self._send(calls.change_schedule(name, "pause", owner))
+
+    def resume_schedule(self, name: str, *, owner: str | None = None) -> Schedule:
+        """As `Client.resume_schedule`."""
+        return self._send(calls.change_schedule(name, "resume", owner))
+
+    def run_schedule(self, name: str, *, owner: str | None = None) -> SyncJobHandle:
+        """As `Client.run_schedule`."""
+        return SyncJobHandle(self, (self._send(calls.run_schedule(name, owner))).id)
+
+    def delete_schedule(self, name: str, *, owner: str | None = None) -> None:
+        """As `Client.delete_schedule`."""
+        self._send(calls.delete_schedule(name, owner))
+
+    def next_ticks(self, name: str, *, count: int = 10, owner: str | None = None) -> list[datetime]:
+        """As `Client.next_ticks`."""
+        return self._send(calls.next_ticks(name, count, owner))
 
     def _send(self, call: Call[T]) -> T:
         sent = 0

@@ -20,6 +20,7 @@ from jobstream.caller import Scope
 from jobstream.fake import FakeSource
 from jobstream.job import Job
 from jobstream.redis import RedisSource, UrlSource
+from jobstream.schedules import Definition, Found, ScheduleId, get_schedule, put_schedule
 from jobstream.webhooks import deliveries, endpoints
 from jobstream_api.app import create_app
 from jobstream_api.auth.document import rules_of
@@ -46,11 +47,17 @@ class Case(NamedTuple):
 
     def url(self, job_id: str, webhook_id: str = "", delivery_id: str = "") -> str:
         path = self.path.replace("{task:task}", "quiet").replace("{task}", "quiet").replace("{job_id}", job_id)
+        path = path.replace("{schedule_name}", "nightly?owner=acme") if self.path.endswith("{schedule_name}") else path
+        path = path.replace("{schedule_name}", "nightly") + ("?owner=acme" if "{schedule_name}/" in self.path else "")
         return path.replace("{webhook_id}", webhook_id).replace("{delivery_id}", delivery_id)
 
     @property
     def of_a_job(self) -> bool:
         return "{job_id}" in self.path
+
+    @property
+    def of_a_schedule(self) -> bool:
+        return "{schedule_name}" in self.path
 
     @property
     def of_a_webhook(self) -> bool:
@@ -136,12 +143,20 @@ async def webhook_of(service: Guarded, owner: str) -> tuple[str, str]:
     return endpoint.id, (await deliveries.send_test(service.client, endpoint)).id
 
 
+async def schedule_of(service: Guarded, owner: str) -> Found:
+    definition = Definition(task="quiet", cron="0 0 1 1 *")
+    found, _ = await put_schedule(service.client, ScheduleId(owner, "nightly"), definition, most=1, words=0)
+    return found
+
+
 async def ask(
     service: Guarded, case: Case, job_id: str, key: str | None, webhook: tuple[str, str] = ("", "")
 ) -> httpx2.Response:
     """The answer; of a stream its beginning."""
     if case.of_a_webhook and webhook == ("", ""):
         webhook = await webhook_of(service, "acme")
+    if case.of_a_schedule:
+        await schedule_of(service, "acme")
     async with service.http(key) as http:
         body: wire.Json | None = {} if case.method == "POST" else None
         async with http.stream(case.method, case.url(job_id, *webhook), json=body) as response:
@@ -237,6 +252,36 @@ async def test_a_webhook_of_another_tenant_is_one_that_never_was(service: Guarde
     ]
     assert texts[0] == texts[1]
     assert [each.id for each in await endpoints.find_endpoints(service.client, owner="acme")] == [theirs[0]]
+
+
+@in_one_loop
+@pytest.mark.parametrize("case", [case for case in GUARDED if case.of_a_schedule], ids=name)
+async def test_a_schedule_of_another_tenant_is_one_that_never_was(service: Guarded, case: Case) -> None:
+    before = (await schedule_of(service, "acme")).record
+    body = {"task": "quiet", "cron": "0 0 2 1 *"} if case.method == "PUT" else None
+    urls = (case.url(""), case.url("").replace("acme", "nobody"))
+    async with service.http(await service.key("globex")) as http:
+        answers = [await http.request(case.method, url, json=body) for url in urls]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert answers[0].text == answers[1].text
+    after = (await get_schedule(service.client, ScheduleId("acme", "nightly"))).record
+    assert after == before
+
+
+@in_one_loop
+async def test_no_list_shows_a_schedule_of_another_tenant(service: Guarded) -> None:
+    await schedule_of(service, "times")
+    await schedule_of(service, "clocks")
+    for query in ("", "?owner=times", "?limit=1"):
+        async with service.http(await service.key("times")) as http:
+            page = (await http.get(f"/schedules{query}")).json()
+        assert [each["owner"] for each in page["schedules"]] == ["times"]
+        assert page["next_cursor"] is None
+    async with service.http(await service.key("times")) as http:
+        assert (await http.get("/schedules?owner=clocks")).json() == {"schedules": [], "next_cursor": None}
+    async with service.http(await service.key("ops", Scope.ADMIN)) as http:
+        owners = {each["owner"] for each in (await http.get("/schedules")).json()["schedules"]}
+        assert owners >= {"times", "clocks"}
 
 
 @in_one_loop

@@ -24,8 +24,9 @@ from jobstream.errors import JobGone
 from jobstream.job import JobStatus
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, UrlSource
+from jobstream.schedules import of_task
 from jobstream.task import Task
-from jobstream_workers.schedule import LOOK_SECONDS, Schedule, tick_id
+from jobstream_workers.scheduler import LOOK_SECONDS, Scheduler, tick_id
 from jobstream_workers.settings import WorkerSettings
 from jobstream_workers.worker import Worker
 
@@ -87,10 +88,10 @@ class Schedules:
     def __init__(self, client: ArqRedis, clock: Hands) -> None:
         self._client, self._clock = client, clock
 
-    async def look(self, cron: Cron | None) -> Schedule:
+    async def look(self, cron: Cron | None) -> Scheduler:
         """A new worker with this cron, that has looked once."""
         self._clock.ahead += timedelta(milliseconds=5)
-        schedule = Schedule(self._client, [with_cron(cron)], clock=self._clock)
+        schedule = Scheduler(self._client, [with_cron(cron)], clock=self._clock)
         await schedule.look()
         return schedule
 
@@ -111,7 +112,7 @@ async def next_id(clock: Hands, cron: Cron) -> str:
 
 
 async def test_many_workers_queue_one_job_for_the_next_tick(client: ArqRedis, queue: Queue) -> None:
-    many = [Schedule(client, [with_cron(YEARLY)]) for _ in range(10)]
+    many = [Scheduler(client, [with_cron(YEARLY)]) for _ in range(10)]
     pauses = await asyncio.gather(*(schedule.look() for schedule in [*many, *many]))
     jobs, _ = await queue.list()
     assert len(jobs) == 1
@@ -124,7 +125,7 @@ async def test_many_workers_queue_one_job_for_the_next_tick(client: ArqRedis, qu
 
 async def test_a_worker_looks_again_right_after_the_tick(client: ArqRedis, clock: Hands) -> None:
     cron = Every("* * * * *", seconds=3)
-    schedule = Schedule(client, [with_cron(YEARLY), dataclasses.replace(with_cron(cron), name="other")], clock=clock)
+    schedule = Scheduler(client, [with_cron(YEARLY), dataclasses.replace(with_cron(cron), name="other")], clock=clock)
     now = await clock()
     assert 0 < await schedule.look() <= (cron.next_tick(now) - now).total_seconds() + 0.1
 
@@ -246,7 +247,7 @@ async def test_a_tick_farther_away_than_a_year_is_not_queued_yet(queue: Queue, s
 
 async def test_the_marker_expires_two_days_after_its_tick(client: ArqRedis, schedules: Schedules) -> None:
     await schedules.look(YEARLY)
-    left = timedelta(milliseconds=await client.pttl(keys.CRON + "ticking"))
+    left = timedelta(milliseconds=await client.pttl(keys.schedule(of_task("ticking").stored)))
     tick = YEARLY.next_tick(datetime.now(UTC))
     assert abs(datetime.now(UTC) + left - tick - timedelta(days=2)) < MINUTE
 

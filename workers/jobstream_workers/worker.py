@@ -50,7 +50,7 @@ from jobstream_workers.lease import LeaseKeeper, Verdict
 from jobstream_workers.meter import Meter
 from jobstream_workers.rotation import Rotation
 from jobstream_workers.runner import Runner, RunningJob, StopReason
-from jobstream_workers.schedule import Schedule
+from jobstream_workers.scheduler import Scheduler
 from jobstream_workers.settings import WorkerSettings
 from jobstream_workers.writer import AttemptWriter
 
@@ -160,10 +160,10 @@ class Worker(ArqWorker):
                     kill_grace=settings.kill_seconds,
                     meter=self._meter,
                 )
-                schedule = Schedule(self.pool, self._tasks.values())
+                scheduler = Scheduler(self.pool, self._tasks.values())
                 loops = [
                     asyncio.create_task(self._surviving(beat), name=f"worker-{beat.__name__}")
-                    for beat in (self._listen, self._beat, self._sweep, schedule.run, self._pulse.beat)
+                    for beat in (self._listen, self._beat, self._sweep, scheduler.run, self._pulse.beat)
                 ]
                 try:
                     await asyncio.gather(
