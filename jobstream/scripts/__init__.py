@@ -1,4 +1,5 @@
-"""Redis scripts: one verb in one `.lua` file, each prefixed with the prelude; names of `keys.py` become its strings."""
+"""Redis scripts: one verb in one `.lua` file, prefixed with what it needs of the prelude; names of `keys.py` become its
+strings."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ Argument = str | bytes | int | float
 
 _NAMES = {name: value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
 _NAME = re.compile(rf"\b(?:{'|'.join(_NAMES)})\b")
+_DEFINED = re.compile(r"^local (?:function )?([\w, ]+)", re.MULTILINE)
+_WORD = re.compile(r"\w+")
 
 
 class Script:
@@ -30,7 +33,7 @@ class Script:
     def __init__(self, name: str, *, uses: Sequence[str] = ()) -> None:
         self.name = name
         used = "".join(f"local function {other}(...)\n{_source(other)}end\n" for other in uses)
-        self.text = _source("prelude") + used + _source(name)
+        self.text = _with_prelude(used + _source(name))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(
@@ -63,6 +66,15 @@ class Script:
             return client.evalsha(self.sha, 0, *values)
         except NoScriptError:
             return client.eval(self.text, 0, *values)
+
+
+def _with_prelude(text: str) -> str:
+    """Redis runs a script from its top, and makes each function of it, every time: those that nobody calls stay out."""
+    for block in reversed(_source("prelude").split("\n\n")):  # a block calls those above it only
+        names = [name for defined in _DEFINED.findall(block) for name in _WORD.findall(defined)]
+        if any(re.search(rf"\b{name}\b", text) for name in names):
+            text = f"{block}\n\n{text}"
+    return text
 
 
 def _source(name: str) -> str:

@@ -150,7 +150,7 @@ local held_back = 0
 local function take(id, due)
   local record = RECORD .. id
   local old = redis.call('HMGET', record, 'status', 'timeout', 'task', 'worker', 'crashes', 'created_at', 'spent', 'version', 'run_at',
-    'owner', 'priority')
+    'owner', 'priority', 'log_bytes')
   local owner = old[10]
   local taken_over = old[4] and (old[1] == 'running' or old[1] == 'cancelling')
   if taken_over and grace then return false end
@@ -204,15 +204,16 @@ local function take(id, due)
   if taken_over then redis.call('HSET', record, 'crashes', whole(crashes)) end
   local status = stop and 'cancelling' or 'running'
   local version = (tonumber(old[8]) or 0) + 1
-  redis.call('HSET', record, 'status', status, 'version', version, 'attempt', attempt, 'worker', worker,
+  local data = status_data(status, attempt, ',"worker":"' .. worker .. '"')
+  local bytes = tell(id, event_text(version, 'status', data, now), 'status', old[12], old[1] or '-')
+  redis.call('HSET', record, 'status', status, 'version', version, 'log_bytes', bytes, 'attempt', attempt, 'worker', worker,
     'token', token, 'started_at', whole(now))
   if old[9] then redis.call('HDEL', record, 'run_at') end
-  move(id, old[1], status, created_at, owner)
+  move(id, old[1], status, created_at, owner, redis.call)
   if redis.call('PTTL', record) < live / 2 then
     if payload then redis.call('PEXPIRE', ARQ_JOB .. id, whole(live)) end
     keep_until(id, now + live)
   end
-  tell(id, version, 'status', status_data(status, attempt, ',"worker":"' .. worker .. '"'), now, old[1] or '-')
   answer[#answer + 1] = {id, token, attempt, payload or '', old[2] or '', stop and 1 or 0, old[3] and 1 or 0, crashes,
     tonumber(old[7] or 0), taken_over and 1 or 0, (now - due) % 1e9, owner or ''} -- a priority is a multiple of 1e9
   return true

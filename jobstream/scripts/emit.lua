@@ -5,9 +5,13 @@
 even_when_full()
 local id = ARGV[1]
 if not holds(id, ARGV[2]) then return 0 end
-local now, version = now_ms(), 0
+local record, now = RECORD .. id, now_ms()
+local old = redis.call('HMGET', record, 'version', 'log_bytes')
+local version, bytes, progress = tonumber(old[1]) or 0, old[2] or 0, {}
 for at = 3, #ARGV, 2 do
-  if ARGV[at] == 'progress' then redis.call('HSET', RECORD .. id, 'progress', ARGV[at + 1]) end
-  version = say(id, ARGV[at], ARGV[at + 1], now)
+  version = version + 1
+  bytes = tell(id, event_text(version, ARGV[at], ARGV[at + 1], now), ARGV[at], bytes)
+  if ARGV[at] == 'progress' then progress = {'progress', ARGV[at + 1]} end
 end
+redis.call('HSET', record, 'version', version, 'log_bytes', bytes, unpack(progress))
 return version

@@ -52,56 +52,79 @@ local function note(id, was, event, kept)
 end
 
 -- Put an event behind the job's log, and take the oldest out while it has too many, or they are too large together. The
--- newest always stays.
-local function keep(id, event)
-  local log, record = LOG .. id, RECORD .. id
+-- newest always stays. `bytes`: the record's `log_bytes`. Returns what that is to be now.
+local function keep(id, event, bytes)
+  local log = LOG .. id
   local length = redis.call('RPUSH', log, event)
-  if length == 1 then -- the first, or the log has been evicted
-    redis.call('HSET', record, 'log_bytes', #event)
-    return
-  end
-  local bytes = redis.call('HINCRBY', record, 'log_bytes', #event)
+  bytes = (length > 1 and tonumber(bytes) or 0) + #event -- of one entry: the first, or the log has been evicted
   while length > 1 and (length > LOG_ENTRIES or bytes > LOG_BYTES) do
-    length, bytes = length - 1, redis.call('HINCRBY', record, 'log_bytes', -#redis.call('LPOP', log))
+    length, bytes = length - 1, bytes - #redis.call('LPOP', log)
   end
+  return bytes
 end
 
--- An event of the job: durable ones go to the log, all of them ring the bell. `version` is the job's, already counted up;
--- `was` its status before, when the event may have changed that.
-local function tell(id, version, kind, data, now, was)
-  local event = version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data
+-- `version`: the job's, already counted up.
+local function event_text(version, kind, data, now)
+  return version .. ' ' .. kind .. ' ' .. whole(now) .. ' ' .. data
+end
+
+-- An event of the job: durable ones go to the log, all of them ring the bell. `bytes`: the record's `log_bytes`; `was`:
+-- the status before, when the event may have changed that. Returns what `log_bytes` is to be now: it and the version are
+-- the caller's to write, who writes the record anyhow.
+local function tell(id, event, kind, bytes, was)
   local durable = kind ~= 'progress'
-  if durable then keep(id, event) end
+  if durable then bytes = keep(id, event, bytes) end
   redis.call('PUBLISH', EVENTS .. id, event)
   if journal_is_wanted() then note(id, was, event, durable) end
-end
-
-local function say(id, kind, data, now, was)
-  local version = redis.call('HINCRBY', RECORD .. id, 'version', 1)
-  tell(id, version, kind, data, now, was)
-  return version
+  return bytes
 end
 
 local function status_data(status, attempt, more)
   return '{"status":"' .. status .. '","attempt":' .. (attempt or 0) .. (more or '') .. '}'
 end
 
--- Move the job from one status's index to another's; the record's field is the caller's to set.
-local function move(id, old, new, created_at, owner)
+-- What many jobs do to the same zset is gathered: a command with a hundred members costs a fraction of a hundred
+-- commands. Whoever gathers does what was gathered before it looks at such a zset, and before it returns.
+local gathered = {ZADD = {}, ZREM = {}}
+local function gather(command, zset, ...)
+  local words = gathered[command][zset]
+  if not words then
+    words = {}
+    gathered[command][zset] = words
+  end
+  for at = 1, select('#', ...) do words[#words + 1] = (select(at, ...)) end
+  if #words >= 1000 then
+    redis.call(command, zset, unpack(words))
+    gathered[command][zset] = nil
+  end
+end
+
+local function do_gathered()
+  for command, zsets in pairs(gathered) do
+    for zset, words in pairs(zsets) do redis.call(command, zset, unpack(words)) end
+    gathered[command] = {}
+  end
+end
+
+-- Move the job from one status's index to another's; the record's field is the caller's to set. `act` is `redis.call` or
+-- `gather`.
+local function move(id, old, new, created_at, owner, act)
   if old == new then return end
-  if old then redis.call('ZREM', INDEX_STATUS .. old, id) end
-  redis.call('ZADD', INDEX_STATUS .. new, created_at, id)
+  if old then act('ZREM', INDEX_STATUS .. old, id) end
+  act('ZADD', INDEX_STATUS .. new, created_at, id)
   if not owner then return end
-  if old then redis.call('ZREM', INDEX_OWNED .. old .. ' ' .. owner, id) end
-  redis.call('ZADD', INDEX_OWNED .. new .. ' ' .. owner, created_at, id)
+  if old then act('ZREM', INDEX_OWNED .. old .. ' ' .. owner, id) end
+  act('ZADD', INDEX_OWNED .. new .. ' ' .. owner, created_at, id)
 end
 
 -- A change of status alone: field, index, event.
 local function set_status(id, status, now, more)
-  local old = redis.call('HMGET', RECORD .. id, 'status', 'created_at', 'attempt', 'owner')
-  redis.call('HSET', RECORD .. id, 'status', status)
-  move(id, old[1], status, old[2], old[4])
-  say(id, 'status', status_data(status, old[3], more), now, old[1])
+  local record = RECORD .. id
+  local old = redis.call('HMGET', record, 'status', 'created_at', 'attempt', 'owner', 'version', 'log_bytes')
+  local version = (tonumber(old[5]) or 0) + 1
+  local bytes = tell(id, event_text(version, 'status', status_data(status, old[3], more), now), 'status', old[6], old[1])
+  redis.call('HSET', record, 'status', status, 'version', version, 'log_bytes', bytes)
+  move(id, old[1], status, old[2], old[4], redis.call)
 end
 
 -- What the sweep must know when the record itself has expired: `id task tag tag… =owner ~word~word…`. No tag begins
@@ -213,12 +236,21 @@ local function unpark(held_back, count, running)
   end
 end
 
+-- Whether there is such a key; asked once a script, for keys that come and go in others.
+local there = {}
+local function exists(key)
+  if there[key] == nil then there[key] = redis.call('EXISTS', key) == 1 end
+  return there[key]
+end
+
 -- One job of the task less runs: one that was held back for it may go. The owner's next one is due already.
 local function leave_running(id, task, owner, comes_back)
-  if owner and redis.call('ZREM', RUNNING .. '=' .. owner, id) == 1 then
+  if owner and exists(RUNNING .. '=' .. owner) and redis.call('ZREM', RUNNING .. '=' .. owner, id) == 1 then
     redis.call('PUBLISH', WAKE .. (redis.call('HGET', RECORD .. id, 'queue') or ''), id)
   end
-  if task and redis.call('ZREM', RUNNING .. task, id) == 1 then unpark(PARKED .. task, 1, not comes_back and RUNNING .. task) end
+  if task and exists(RUNNING .. task) and redis.call('ZREM', RUNNING .. task, id) == 1 then
+    unpark(PARKED .. task, 1, not comes_back and RUNNING .. task)
+  end
 end
 
 -- All of a record that its watchers may see, for the last event of a job whose record does not outlive it.
@@ -246,45 +278,56 @@ local function put_in_mailbag(id)
   redis.call('PUBLISH', WAKE .. 'webhooks', '')
 end
 
--- The end of a job: record, indexes, arq's keys and the last event together. More fields of the record may follow.
--- Returns the record when it is purged with that.
-local function finish(id, queue, status, now, ...)
+-- The end of one of many jobs: record, indexes, arq's keys and the last event together. More fields of the record may
+-- follow. Some of it is gathered. Returns the record when it is purged with that.
+local function finish_one(id, queue, status, now, ...)
   local record = RECORD .. id
   local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error',
-    'owner', 'words', 'callback_url')
+    'owner', 'words', 'callback_url', 'log_bytes')
+  local task, owner, purge = old[5], old[10], old[4]
   local deadline = now + tonumber(old[3] or 86400000)
-  local version = (tonumber(old[7]) or 0) + 1
-  redis.call('HSET', record, 'status', status, 'version', version, 'finished_at', whole(now), 'expires_at', whole(deadline), ...)
-  redis.call('HDEL', record, 'token', 'run_at')
+  local version, bytes = (tonumber(old[7]) or 0) + 1, 0
+  if not purge then bytes = tell(id, event_text(version, 'done', status, now), 'done', old[13], old[1]) end
+  redis.call('HSET', record, 'status', status, 'version', version, 'log_bytes', bytes, 'finished_at', whole(now),
+    'expires_at', whole(deadline), 'token', '', ...)
+  if old[8] then redis.call('HDEL', record, 'run_at') end
   if status == 'succeeded' then
     if old[9] then redis.call('HDEL', record, 'error') end -- of an earlier attempt
   else -- the payload stays with the record, so that the job can be run again
     local payload = redis.call('GET', ARQ_JOB .. id)
     if payload then redis.call('HSET', record, 'payload', payload) end
   end
-  move(id, old[1], status, old[2], old[10])
+  move(id, old[1], status, old[2], owner, gather)
   redis.call('DEL', ARQ_JOB .. id, ARQ_IN_PROGRESS .. id, ARQ_RETRY .. id)
-  redis.call('ZREM', queue, id)
-  redis.call('ZREM', ARQ_ABORT, id)
-  leave_running(id, old[5], old[10])
-  if (old[12] or redis.call('EXISTS', WEBHOOKS_IN_USE .. (old[10] or '')) == 1) and old[5] ~= 'webhook-delivery' then
-    put_in_mailbag(id)
-  end
-  if not old[4] then
-    tell(id, version, 'done', status, now, old[1])
-    keep_until(id, deadline, expiry_member(id, old[5], old[6], old[10], old[11]))
+  gather('ZREM', queue, id)
+  if exists(ARQ_ABORT) then gather('ZREM', ARQ_ABORT, id) end
+  leave_running(id, task, owner)
+  if (old[12] or exists(WEBHOOKS_IN_USE .. (owner or ''))) and task ~= 'webhook-delivery' then put_in_mailbag(id) end
+  if not purge then
+    redis.call('PEXPIREAT', record, whole(deadline))
+    redis.call('PEXPIREAT', LOG .. id, whole(deadline))
+    gather('ZADD', EXPIRY, whole(deadline), expiry_member(id, task, old[6], owner, old[11]))
     return
   end
   local flat = redis.call('HGETALL', record)
-  tell(id, version, 'done', status .. last_words(flat), now, old[1])
+  tell(id, event_text(version, 'done', status .. last_words(flat), now), 'done', 0, old[1])
+  do_gathered()
   forget(id)
   return flat
 end
 
+-- The end of a job that is ended alone.
+local function finish(...)
+  local purged = finish_one(...)
+  do_gathered()
+  return purged
+end
+
 -- True when the attempt that speaks still holds the job: the fence before every write of an attempt. A lease that ran
 -- out (Redis was away) is still its own as long as nobody has taken the job over: a claim puts its own token there.
-local function holds(id, token)
-  local holder = redis.call('GET', ARQ_IN_PROGRESS .. id)
+-- `holder`: what ARQ_IN_PROGRESS has, if the caller has read it.
+local function holds(id, token, holder)
+  if holder == nil then holder = redis.call('GET', ARQ_IN_PROGRESS .. id) end
   if holder then return holder == token end
   -- Without a payload the job has ended: a stock worker took it over, and does not write our record.
   return redis.call('HGET', RECORD .. id, 'token') == token and redis.call('EXISTS', ARQ_JOB .. id) == 1

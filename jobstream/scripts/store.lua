@@ -7,8 +7,9 @@ local now, add, enter, queue, id, queue_name, task, payload, delay, run_at, live
 local record, created_at = RECORD .. id, whole(now)
 local due = math.max(now + tonumber(delay), tonumber(run_at))
 local status = due > now and 'scheduled' or 'queued'
+local first = event_text(1, 'status', status_data(status, 0), now)
 redis.call('HSET', record, 'id', id, 'task', task, 'queue', queue_name, 'status', status, 'version', 1, 'attempt', 0,
-  'created_at', created_at, 'tags', tags, unpack(ARGV, from, to))
+  'created_at', created_at, 'tags', tags, 'log_bytes', #first, unpack(ARGV, from, to))
 local priority, owner, words = 0, nil, nil
 for at = from, to, 2 do
   if ARGV[at] == 'priority' then priority = tonumber(ARGV[at + 1]) end
@@ -40,7 +41,7 @@ if words then
     if owner then add(INDEX_WORDS .. owner, 0, member) end
   end
 end
-tell(id, 1, 'status', status_data(status, 0), now, '-')
+tell(id, first, 'status', 0, '-')
 local deadline = whole(now + wait)
 redis.call('PEXPIREAT', record, deadline)
 redis.call('PEXPIREAT', LOG .. id, deadline)

@@ -40,7 +40,7 @@ from jobstream.task import Task
 from jobstream_workers.claim import ClaimedJob
 from jobstream_workers.executors import Execution, Executors
 from jobstream_workers.meter import Meter
-from jobstream_workers.writer import AttemptWriter, Outcome
+from jobstream_workers.writer import AttemptWriter, Endings, Outcome
 
 logger = logging.getLogger("jobstream.runner")
 
@@ -180,7 +180,7 @@ class Runner:
         self._client = client
         self._tasks = tasks
         self._executors = executors
-        self._keep_arq_result = keep_arq_result
+        self._endings = Endings(client, keep_arq_result=keep_arq_result)
         self._max_crashes = max_crashes
         self._patience = kill_grace + LEAVE_SECONDS
         self._burials: set[asyncio.Task[None]] = set()
@@ -241,20 +241,19 @@ class Runner:
                     logger.info("job %s %s again in %.1f s: %s", job.id, payload.task, wait, error.detail)
                     return
                 error = None  # it was told to stop meanwhile: cancelled
-        await self._end(job, payload, writer, result, error, started_ms=started_ms)
+        await self._end(job, payload, result, error, started_ms=started_ms)
 
     async def _end(
         self,
         job: ClaimedJob,
         payload: Payload,
-        writer: AttemptWriter,
         result: bytes | None,
         error: JobstreamError | None,
         *,
         started_ms: int,
     ) -> None:
         outcome = _outcome(job, payload, result, error, started_ms=started_ms)
-        if await writer.finish(outcome, keep_arq_result=self._keep_arq_result):
+        if await self._endings.finish(job, outcome):
             seconds = (_now_ms() - started_ms) / 1000
             self._meter.ended(payload.task, outcome.status, seconds)
             _log_end(job, payload, outcome, error, seconds=seconds)
@@ -332,7 +331,7 @@ class Runner:
         if reason is StopReason.LOST:
             self._meter.lost()
         else:
-            await self._end(job, burial.payload, burial.writer, None, error, started_ms=burial.started_ms)
+            await self._end(job, burial.payload, None, error, started_ms=burial.started_ms)
         burial.left_behind()
 
 

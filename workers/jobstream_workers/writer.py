@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from jobstream import keys
 from jobstream.catalogue import Announcement, read_announcement
@@ -36,6 +37,12 @@ _retry = Script("retry")
 _EMIT_MAX = 500
 """Entries per call: a script blocks Redis while it runs."""
 
+_ENDS_MAX = 16
+"""Ends per call that do not wait for the turn's other ones: Redis writes them while the next jobs run."""
+
+_ENDS_BYTES = 1 << 18
+"""The same by the size of results."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -61,7 +68,7 @@ class AttemptWriter:
 
     async def announced(self, task: str) -> Announcement | None:
         """What other workers have announced of a task."""
-        return await self._patiently(lambda: read_announcement(self._client, task))
+        return await _patiently(lambda: read_announcement(self._client, task), f"job {self._job.id}")
 
     async def emit(self, batch: Batch) -> bool:
         """Write progress, log lines and chunks, in the order in which they were said."""
@@ -88,10 +95,8 @@ class AttemptWriter:
         return True
 
     async def finish(self, outcome: Outcome, *, keep_arq_result: float) -> bool:
-        """End the job. `keep_arq_result` in seconds."""
-        error = msgspec.json.encode(outcome.error) if outcome.error else b""
-        keep_ms = round(keep_arq_result * 1000)
-        return await self._write(_finish, outcome.status, outcome.result, error, outcome.arq_result, keep_ms)
+        """End the job, in a call of its own. `keep_arq_result` in seconds."""
+        return await Endings(self._client, keep_arq_result=keep_arq_result).finish(self._job, outcome)
 
     async def retry(self, error: dict[str, Any], *, after: float) -> bool:
         """Let the job wait `after` seconds for its next attempt; `error`: what ended this one.
@@ -116,19 +121,79 @@ class AttemptWriter:
         """
         job = self._job
         return bool(
-            await self._patiently(
-                lambda: script(self._client, key_names=[keys.queue(job.queue)], args=[job.id, job.token, *args])
+            await _patiently(
+                lambda: script(self._client, key_names=[keys.queue(job.queue)], args=[job.id, job.token, *args]),
+                f"job {job.id}",
             )
         )
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        job, pause = self._job, 0.05
-        while True:
-            try:
-                return await call()
-            except Exception as error:
-                if not is_unavailable(error):
-                    raise
-                logger.warning("job %s: Redis is away (%s), trying again", job.id, type(error).__name__)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 1.0)
+
+class Endings:
+    """Writes the ends of attempts: those of one turn of the event loop travel in one call, each fenced by its token."""
+
+    def __init__(self, client: Redis, *, keep_arq_result: float) -> None:
+        """`keep_arq_result` in seconds."""
+        self._client = client
+        self._keep_ms = round(keep_arq_result * 1000)
+        self._arguments: list[Argument] = []
+        self._answers: list[asyncio.Future[bool]] = []
+        self._bytes = 0
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
+        """End the job. False when the attempt has lost it: then nothing was written.
+
+        Until Redis takes it: the fence makes a repeated write harmless when only the answer was lost. Raises redis-py's
+        ResponseError for what it never will.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bool] = loop.create_future()
+        if not self._answers:
+            loop.call_soon(self._send)
+        self._answers.append(answer)
+        result, arq_result = outcome.result, outcome.arq_result
+        error = msgspec.json.encode(outcome.error) if outcome.error else b""
+        self._arguments += (job.id, job.token, keys.queue(job.queue), outcome.status, result, error, arq_result)
+        self._bytes += len(result) + len(arq_result)
+        if len(self._answers) >= _ENDS_MAX or self._bytes >= _ENDS_BYTES:
+            self._send()
+        return await answer
+
+    def _send(self) -> None:
+        if not self._answers:
+            return
+        call = asyncio.create_task(self._write(self._arguments, self._answers), name="finish")
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        self._arguments, self._answers, self._bytes = [], [], 0
+
+    async def _write(self, arguments: list[Argument], answers: list[asyncio.Future[bool]]) -> None:
+        said: list[int | bytes | Exception]
+        try:
+            said = await _patiently(
+                lambda: _finish(self._client, hurry=True, args=[self._keep_ms, *arguments]), f"{len(answers)} ends"
+            )
+        except Exception as error:
+            said = [error] * len(answers)
+        for answer, verdict in zip(answers, said, strict=True):
+            if answer.done():  # whoever waited for it was cancelled
+                continue
+            if isinstance(verdict, int):
+                answer.set_result(bool(verdict))
+            elif isinstance(verdict, bytes):
+                answer.set_exception(ResponseError(verdict.decode()))
+            else:
+                answer.set_exception(verdict)
+
+
+async def _patiently(call: Callable[[], Awaitable[T]], what: str) -> T:
+    pause = 0.05
+    while True:
+        try:
+            return await call()
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+            logger.warning("%s: Redis is away (%s), trying again", what, type(error).__name__)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 1.0)
