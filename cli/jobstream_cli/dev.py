@@ -13,12 +13,13 @@ from typing import Literal
 
 import click
 
+from jobstream.call import CallSettings
 from jobstream.embedded import ChildRedis, ServerProgram, find_server
 from jobstream.errors import ConfigurationError
 from jobstream.files import FileSettings
 from jobstream.redis import DURABILITY, RedisKind, RedisSettings, masked
 from jobstream_cli.exits import Exit
-from jobstream_cli.ports import base_url, get_json, why_not
+from jobstream_cli.ports import answers, base_url, get_json, why_not
 from jobstream_cli.supervise import Ended, Happening, listening, supervise
 from jobstream_workers.settings import WorkerSettings
 
@@ -42,18 +43,26 @@ class DevOptions:
     port: int
     workers: int
     redis: RedisChoice
+    app: str | None = None
+    """Somebody's own app (`module:app`), which then has the port."""
+
+    @property
+    def service_port(self) -> int:
+        """The port of the service itself."""
+        return self.port if self.app is None else self.port + 1
 
     @property
     def url(self) -> str:
         """Where the service will be."""
-        return base_url(self.host, self.port)
+        return base_url(self.host, self.service_port)
 
 
 def run(options: DevOptions) -> int:
     """Run until Ctrl-C or SIGTERM (0), or until something that is needed ends by itself (1)."""
-    if (reason := why_not(options.host, options.port)) is not None:
-        say(f"error: port {options.port} on {options.host} cannot be used: {reason}. Choose another with --port.")
-        return Exit.USAGE
+    for port in sorted({options.port, options.service_port}):
+        if (reason := why_not(options.host, port)) is not None:
+            say(f"error: port {port} on {options.host} cannot be used: {reason}. Choose another with --port.")
+            return Exit.USAGE
     with listening() as happened:
         try:
             return _on_some_redis(options, happened)
@@ -124,7 +133,10 @@ def _on_fake(options: DevOptions, env: dict[str, str], happened: SimpleQueue[Hap
     os.environ.update(env)
     # redis_url: one in .env would be another one than the service is on
     api, worker = ApiSettings(redis_kind="fake"), WorkerSettings(redis_kind="fake")
-    return asyncio.run(together.run(api, worker, happened, poll=_announcer(options), stopping=_say_stopping))
+    guest = None if options.app is None else together.Guest(options.app, options.host, options.port)
+    return asyncio.run(
+        together.run(api, worker, happened, guest=guest, poll=_announcer(options), stopping=_say_stopping)
+    )
 
 
 def _processes(
@@ -144,8 +156,10 @@ def _processes(
         check()
         announce()
 
+    where = ["--host", options.host, "--port", str(options.port)]
+    guest = {} if options.app is None else {"app": [sys.executable, "-m", "uvicorn", options.app, *where]}
     ended = supervise(
-        {"api": [*this, "api"], **{name: [*this, "worker"] for name in names}},
+        {"api": [*this, "api"], **{name: [*this, "worker"] for name in names}, **guest},
         happened,
         env=env | {"JOBSTREAM_REDIS_URL": url, "JOBSTREAM_REDIS_KIND": kind},
         poll=poll,
@@ -173,9 +187,13 @@ def _announcer(options: DevOptions) -> Callable[[], None]:
         nonlocal announced
         if announced:
             return
-        health = get_json(options.host, options.port, "/readyz?verbose=1")
+        health = get_json(options.host, options.service_port, "/readyz?verbose=1")
+        if options.app is not None and not answers(options.host, options.port):
+            return
         if isinstance(health, dict) and health.get("workers"):
             announced = True
+            if options.app is not None:
+                say(f"app     {base_url(options.host, options.port)}   {options.app}")
             say(f"ready   {options.url}   API reference: {options.url}/docs   Ctrl-C stops")
 
     return announce
@@ -184,7 +202,11 @@ def _announcer(options: DevOptions) -> Callable[[], None]:
 def _environment(options: DevOptions, data: Path) -> dict[str, str]:
     """What the processes are told. What people have set themselves, in the environment or in .env, wins."""
     env = dict(os.environ)
-    env |= {"JOBSTREAM_HOST": options.host, "JOBSTREAM_PORT": str(options.port)}
+    env |= {"JOBSTREAM_HOST": options.host, "JOBSTREAM_PORT": str(options.service_port)}
+    if options.app is not None:
+        if not CallSettings().background_modules:
+            env["JOBSTREAM_BACKGROUND"] = options.app.partition(":")[0].partition(".")[0]
+        env.setdefault("JOBSTREAM_BACKGROUND_URL", options.url)
     if "files_dir" not in FileSettings().model_fields_set:
         env["JOBSTREAM_FILES_DIR"] = str(data / "files")
     if "shutdown_seconds" not in WorkerSettings().model_fields_set:

@@ -76,12 +76,20 @@ def cli(context: click.Context, url: str, token: str | None) -> None:
     help="auto: JOBSTREAM_REDIS_URL, else own. own: server, else fake. server: a valkey-server or redis-server of our "
     "own. fake: fakeredis, in memory. [env: JOBSTREAM_DEV_REDIS]",
 )
-def dev(host: str, port: int, workers: int, redis: Literal["auto", "own", "server", "fake"]) -> None:
+@click.option(
+    "--app",
+    metavar="MODULE:APP",
+    help="A FastAPI app of yours: it is served at the port, and workers call its background tasks. The service is then "
+    "at the next port.",
+)
+def dev(host: str, port: int, workers: int, redis: Literal["auto", "own", "server", "fake"], app: str | None) -> None:
     """Run everything here: API, worker and, if need be, a Redis of its own. Ctrl-C stops it all (exit code 0)."""
     from jobstream_cli.dev import DevOptions, run
 
+    if app is not None and ":" not in app:
+        raise click.BadParameter("name the module and the app in it: shop:app", param_hint="--app")
     with _configuration_errors():
-        raise SystemExit(run(DevOptions(host=host, port=port, workers=workers, redis=redis)))
+        raise SystemExit(run(DevOptions(host=host, port=port, workers=workers, redis=redis, app=app)))
 
 
 @cli.command()
@@ -108,12 +116,18 @@ def api(host: str | None, port: int | None) -> None:
 
 
 @cli.command()
-def worker() -> None:
+@click.option(
+    "--background",
+    metavar="MODULES",
+    help="Modules, separated by commas, whose functions it calls as background tasks. [env: JOBSTREAM_BACKGROUND]",
+)
+def worker(background: str | None) -> None:
     """Run a worker process. Needs JOBSTREAM_REDIS_URL."""
     from jobstream_workers.main import main as work
+    from jobstream_workers.settings import WorkerSettings
 
     with _configuration_errors():
-        work()
+        work(WorkerSettings() if background is None else WorkerSettings(background=background))
 
 
 @cli.command()

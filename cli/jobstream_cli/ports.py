@@ -41,6 +41,15 @@ def base_url(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
+def answers(host: str, port: int, *, timeout: float = 1.0) -> bool:
+    """Whether somebody listens there."""
+    try:
+        with socket.create_connection((reachable(host), port), timeout=timeout):
+            return True
+    except OSError:
+        return False
+
+
 def get_json(host: str, port: int, path: str, *, timeout: float = 1.0) -> JsonValue:
     """What `GET path` answers; None for no answer and for any that is not 200."""
     connection = http.client.HTTPConnection(reachable(host), port, timeout=timeout)

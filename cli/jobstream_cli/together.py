@@ -1,4 +1,4 @@
-"""API and worker in one process and one event loop, on a Redis that is only in its memory."""
+"""API, worker and somebody's app in one process and one event loop, on a Redis that is only in its memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import os
 import signal
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import NamedTuple
 
+import uvicorn
+from uvicorn.importer import import_from_string
+
+from jobstream.errors import ConfigurationError
 from jobstream.fake import FakeSource
+from jobstream.redis import RedisSource
+from jobstream_api import background
 from jobstream_api.main import create_server
 from jobstream_api.settings import ApiSettings
 from jobstream_cli.exits import Exit
@@ -22,11 +29,29 @@ from jobstream_workers.settings import WorkerSettings
 logger = logging.getLogger("jobstream.dev")
 
 
+class Guest(NamedTuple):
+    """Somebody's own app: `module:app`, and where to serve it."""
+
+    app: str
+    host: str
+    port: int
+
+    def server(self, source: RedisSource) -> uvicorn.Server:
+        """Its server. What it hands over goes to `source`. Raises ConfigurationError for an app that is not there."""
+        background.use(source)
+        try:
+            app = import_from_string(self.app)
+        except Exception as error:
+            raise ConfigurationError(f"--app {self.app}: {error}") from error
+        return uvicorn.Server(uvicorn.Config(app, host=self.host, port=self.port, log_config=None))
+
+
 async def run(
     api: ApiSettings,
     worker: WorkerSettings,
     happened: SimpleQueue[Happening],
     *,
+    guest: Guest | None = None,
     poll: Callable[[], None],
     stopping: Callable[[], None],
 ) -> int:
@@ -39,11 +64,12 @@ async def run(
     add_working_directory()
     source = FakeSource()
     server = create_server(api, source)
-    # uvicorn would take the signals, and raise them again at its end.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    servers = {"api": server} if guest is None else {"api": server, "app": guest.server(source)}
+    for each in servers.values():  # uvicorn would take the signals, and raise them again at its end
+        each.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     told, halt = asyncio.Event(), asyncio.Event()
     parts = {
-        asyncio.create_task(server.serve(), name="api"),
+        *(asyncio.create_task(each.serve(), name=name) for name, each in servers.items()),
         asyncio.create_task(run_worker(worker, source, halt), name="worker"),
     }
 
@@ -60,7 +86,8 @@ async def run(
     await asyncio.wait(parts | beside, return_when=asyncio.FIRST_COMPLETED)
     if told.is_set():
         stopping()
-    server.handle_exit(signal.SIGTERM, None)  # closes the event streams, too
+    for each in servers.values():
+        each.handle_exit(signal.SIGTERM, None)  # ours closes the event streams, too
     halt.set()
     await asyncio.wait(parts)
     for task in beside:
