@@ -73,7 +73,6 @@ class Edges:
         try:
             await self.app(scope, receive, send_more)
         finally:
-            request_id.reset(token)
             self._meter.answered(scope, status, waited)
             milliseconds = (time.monotonic() - began) * 1000
             client = (scope.get("client") or ("-",))[0]
@@ -88,6 +87,7 @@ class Edges:
                 milliseconds,
                 identity,
             )
+            request_id.reset(token)
 
 
 def _complete(headers: MutableHeaders, identity: str) -> None:
@@ -107,9 +107,7 @@ def allow_own_scripts(page: HTMLResponse) -> HTMLResponse:
     return page
 
 
-class WithRequestId(logging.Filter):
-    """Puts `request_id` into every record, for the log's format."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
-        return True
+def about_request() -> dict[str, str]:
+    """What the lines of a request are about."""
+    identity = request_id.get()
+    return {} if identity == "-" else {"request_id": identity}

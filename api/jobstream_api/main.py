@@ -12,11 +12,12 @@ from types import FrameType
 
 import uvicorn
 
+from jobstream import logs
 from jobstream.errors import ConfigurationError
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api.app import create_app
 from jobstream_api.auth.settings import check_exposure
-from jobstream_api.edges import WithRequestId
+from jobstream_api.edges import about_request
 from jobstream_api.head import limited_protocol
 from jobstream_api.live.edge import Edge
 from jobstream_api.live.websocket import MESSAGE_BYTES
@@ -28,8 +29,6 @@ GRACE_SECONDS = 5
 
 UNREAD_MS = 30_000
 """How long a client may leave data unacknowledged, or its window shut, until the system cuts it (RFC 5482)."""
-
-LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(request_id)s  %(message)s"
 
 
 class Server(uvicorn.Server):
@@ -55,6 +54,7 @@ def create_server(settings: ApiSettings, source: RedisSource) -> Server:
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level.lower(),
+        log_config=None,  # its lines go where all others go
         access_log=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         server_header=False,
@@ -79,9 +79,7 @@ def _is_no_handshake(record: logging.LogRecord) -> bool:
 def main(settings: ApiSettings | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigurationError, also for an address that cannot be listened on."""
     settings = settings or ApiSettings()
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(WithRequestId())
+    logs.configure(settings.log_format, settings.log_level, more=about_request)
     _raise_file_limit()
     server = create_server(settings, UrlSource.from_settings(settings))
     # What is loaded by now stays: the garbage collector need not look at it again and again, and may come less often.

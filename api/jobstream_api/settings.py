@@ -6,13 +6,14 @@ from pydantic import AnyHttpUrl, Field, field_validator
 
 from jobstream.files import FileSettings
 from jobstream.limits import Rate, SubmitLimits
+from jobstream.logs import LogSettings
 from jobstream.redis import RedisSettings
 from jobstream.search import WORDS_MAX
 from jobstream.webhooks.settings import WebhookSettings
 from jobstream_api.auth.settings import AuthSettings
 
 
-class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings):
+class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings, LogSettings):
     """The API's settings: `JOBSTREAM_…` in the environment or in `.env`."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -58,7 +59,6 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings):
     search_words: int = Field(
         WORDS_MAX, ge=0, le=64, description="Words of its input and tags by which a job is found; 0 turns search off."
     )
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @field_validator("tenant_rate")
     @classmethod

@@ -17,6 +17,7 @@ from jobstream.call import CallSettings
 from jobstream.embedded import ChildRedis, ServerProgram, find_server
 from jobstream.errors import ConfigurationError
 from jobstream.files import FileSettings
+from jobstream.logs import LogSettings
 from jobstream.redis import DURABILITY, RedisKind, RedisSettings, masked
 from jobstream_cli.exits import Exit
 from jobstream_cli.ports import answers, base_url, get_json, why_not
@@ -211,4 +212,6 @@ def _environment(options: DevOptions, data: Path) -> dict[str, str]:
         env["JOBSTREAM_FILES_DIR"] = str(data / "files")
     if "shutdown_seconds" not in WorkerSettings().model_fields_set:
         env["JOBSTREAM_SHUTDOWN_SECONDS"] = RUNNING_JOBS_GET_SECONDS
+    if "log_format" not in LogSettings().model_fields_set:
+        env["JOBSTREAM_LOG_FORMAT"] = "console"
     return env

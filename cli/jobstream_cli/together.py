@@ -14,10 +14,12 @@ from typing import NamedTuple
 import uvicorn
 from uvicorn.importer import import_from_string
 
+from jobstream import logs
 from jobstream.errors import ConfigurationError
 from jobstream.fake import FakeSource
 from jobstream.redis import RedisSource
 from jobstream_api import background
+from jobstream_api.edges import about_request
 from jobstream_api.main import create_server
 from jobstream_api.settings import ApiSettings
 from jobstream_cli.exits import Exit
@@ -60,7 +62,7 @@ async def run(
     `happened` holds the signals of before. `poll` is called in a thread, ten times a second; `stopping` once, when a
     signal has come.
     """
-    logging.basicConfig(level=api.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+    logs.configure(api.log_format, api.log_level, more=about_request)
     add_working_directory()
     source = FakeSource()
     server = create_server(api, source)

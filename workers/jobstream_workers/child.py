@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import msgspec
 
+from jobstream import logs
 from jobstream.context import JobContext
 from jobstream.errors import JobCancelled, JobstreamError, Retry
 from jobstream.files import FileStore
@@ -51,8 +52,10 @@ BATCH_SECONDS = 0.05
 class Child:
     """Answers one worker over one socket."""
 
-    def __init__(self, connection: socket.socket, files: FileStore) -> None:
+    def __init__(self, connection: socket.socket, files: FileStore, told: str = "") -> None:
+        """`told`: how the worker logs."""
         self._socket = connection
+        self._told = told
         self._files = files
         self._jobs: queue.SimpleQueue[Start] = queue.SimpleQueue()
         self._cancelled = threading.Event()
@@ -97,7 +100,9 @@ class Child:
 
     def _run(self, start: Start, outbox: Outbox) -> Answer:
         try:
+            logs.run_alone(logs.JobLine(start.job_id, start.attempt, start.task, start.trace_id))
             task = find_task(start.reference, start.task)
+            logs.configure_for_structlog(self._told)
             job = JobContext(
                 start.job_id,
                 task=start.task,
@@ -192,13 +197,14 @@ def die_with_the_writer_of(pipe: int) -> None:
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """`python -m jobstream_workers.child SOCKET_FD FILES_ROOT SYS_PATH…`, with a pipe from its worker as stdin."""
-    descriptor, files, *path = arguments
+    """`python -m jobstream_workers.child SOCKET_FD FILES_ROOT LOGS SYS_PATH…`, with a pipe from its worker as stdin."""
+    descriptor, files, told, *path = arguments
     sys.path[:] = path
+    logs.configure_child(told)
     die_with_the_writer_of(os.dup(0))
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    Child(socket.socket(fileno=int(descriptor)), FileStore(Path(files))).serve()
+    Child(socket.socket(fileno=int(descriptor)), FileStore(Path(files)), told).serve()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +97,14 @@ class Executors:
             raise
 
     async def _in_thread(self, execution: Execution) -> bytes:
-        work = self._threads.submit(call, execution.task, execution.data, self._context(execution), execution.cancelled)
+        work = self._threads.submit(
+            contextvars.copy_context().run,
+            call,
+            execution.task,
+            execution.data,
+            self._context(execution),
+            execution.cancelled,
+        )
         ended = asyncio.wrap_future(work)
         self._threads_busy += 1
         try:

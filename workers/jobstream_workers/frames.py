@@ -29,6 +29,7 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     job_id: str
     attempt: int
     max_attempts: int
+    trace_id: str | None = None
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from jobstream import logs
 from jobstream.cancellation import cancel
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_workers.background import with_background_tasks
@@ -53,7 +54,7 @@ async def _stop_when(stop: asyncio.Event, worker: Worker) -> None:
 def main(settings: WorkerSettings | None = None) -> None:
     """Run a worker until SIGTERM or SIGINT. Raises ConfigurationError."""
     settings = settings or WorkerSettings()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+    logs.configure(settings.log_format, settings.log_level)
     add_working_directory()
     source = UrlSource.from_settings(settings)
     _run(_until_signalled(settings, source))

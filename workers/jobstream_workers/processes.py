@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jobstream import logs
 from jobstream.errors import TaskCrashed
 from jobstream.outbox import Outbox
 from jobstream_workers.frames import (
@@ -120,7 +121,7 @@ class _Child:
         self._outbox: Outbox | None = None
         # Absolute paths: a task may change the child's working directory.
         path = [entry or os.getcwd() for entry in sys.path]
-        arguments = [str(theirs.fileno()), str(files.absolute()), *path]
+        arguments = [str(theirs.fileno()), str(files.absolute()), logs.in_force(), *path]
         with theirs:
             try:
                 self._process = subprocess.Popen(

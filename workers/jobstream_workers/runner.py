@@ -33,6 +33,7 @@ from jobstream.errors import (
     WorkerCrashed,
 )
 from jobstream.job import JobStatus
+from jobstream.logs import JobLine, job_line
 from jobstream.outbox import Outbox
 from jobstream.problem import job_problem
 from jobstream.serialize import TaskFailure, deserialize, serialize
@@ -193,6 +194,8 @@ class Runner:
         This method returns when the coroutine does.
         """
         job = running.job
+        line = JobLine(job.id, job.attempt)
+        job_line.set(line)  # this coroutine has a task, and so a context, of its own
         writer = AttemptWriter(self._client, job)
         started_ms = _now_ms()
         payload = Payload(task="<unknown>", data=None, args=(), kwargs={}, enqueued_ms=started_ms)
@@ -201,6 +204,7 @@ class Runner:
         error: JobstreamError | Retry | None = None
         try:
             payload = read_payload(job)
+            line.task = payload.task
             task = self._tasks.get(payload.task)
             if not job.known and await self._adopt(job, task, payload, writer):
                 return

@@ -10,6 +10,7 @@ from jobstream.call import CallSettings
 from jobstream.errors import ConfigurationError
 from jobstream.files import FileSettings
 from jobstream.job import QUEUE_NAME, RESERVED_QUEUES
+from jobstream.logs import LogSettings
 from jobstream.redis import RedisSettings
 from jobstream.webhooks.settings import WebhookSettings
 from jobstream_workers.claim import WEEK_SECONDS
@@ -18,7 +19,7 @@ MAX_DELAY_SECONDS = 4 * 86_400.0
 """Between two attempts to deliver a webhook: its record lives for two weeks after each."""
 
 
-class WorkerSettings(RedisSettings, FileSettings, WebhookSettings, CallSettings):
+class WorkerSettings(RedisSettings, FileSettings, WebhookSettings, LogSettings, CallSettings):
     """A worker's settings: `JOBSTREAM_…` in the environment or in `.env`."""
 
     tasks: str = Field(
@@ -98,7 +99,6 @@ class WorkerSettings(RedisSettings, FileSettings, WebhookSettings, CallSettings)
         "5,300,1800,7200,18000,36000,50400,72000,86400",
         description="Seconds between the attempts to deliver a webhook, separated by commas.",
     )
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @field_validator("queues")
     @classmethod
