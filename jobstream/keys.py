@@ -140,6 +140,9 @@ WEBHOOKS_IN_USE: Final = "jobstream:webhooks:in-use:"
 """set per tenant, and one of nobody's (no name): ids of endpoints that are not disabled."""
 WEBHOOK_SECRET: Final = "jobstream:webhook-secret"
 """string, signs what goes to a `callback_url`; made once, owner: the deployment."""
+WEBHOOK_SALT: Final = "jobstream:webhook-salt:"
+"""hash per tenant, and one of nobody's (no name), whose callback secret was rotated: the `salt` that it is made with,
+the `old` one, and until when that signs, too; owner: the tenant."""
 MAILBAG: Final = "jobstream:webhooks:mailbag"
 """list, records (JSON) of ended jobs of which somebody is to be told; a worker takes them at once."""
 COLLECTING: Final = "jobstream:webhooks:collecting"
@@ -234,6 +237,11 @@ def webhooks_of(owner: str) -> str:
 def webhooks_in_use(owner: str | None) -> str:
     """set, see WEBHOOKS_IN_USE."""
     return WEBHOOKS_IN_USE + (owner or "")
+
+
+def webhook_salt(owner: str | None) -> str:
+    """hash, see WEBHOOK_SALT."""
+    return WEBHOOK_SALT + (owner or "")
 
 
 def delivery(delivery_id: str) -> str:

@@ -422,7 +422,7 @@ def clear_limits(tenants: tuple[str, ...]) -> None:
 
 @cli.group()
 def webhooks() -> None:
-    """Webhooks: what signs them. Needs JOBSTREAM_REDIS_URL, unless JOBSTREAM_WEBHOOK_SECRET is set."""
+    """Webhooks: what signs them. Needs JOBSTREAM_REDIS_URL, and JOBSTREAM_WEBHOOK_SECRET as the service has it."""
 
 
 @webhooks.command(name="secret")
@@ -433,6 +433,24 @@ def callback_secret(tenant: str | None) -> None:
 
     with _configuration_errors():
         _run(webhooks.secret(tenant))
+
+
+@webhooks.command(name="rotate")
+@click.option("--tenant", help="Whose jobs. Without it: jobs of nobody, as in a service without authentication.")
+@click.option(
+    "--overlap",
+    type=click.FloatRange(min=0),
+    default=86_400.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For how long the old one signs, too.",
+)
+def rotate_callback_secret(tenant: str | None, overlap: float) -> None:
+    """Make another secret for what goes to a `callback_url`, and print what signs now."""
+    from jobstream_cli import webhooks
+
+    with _configuration_errors():
+        _run(webhooks.rotate(tenant, overlap=overlap))
 
 
 of_owner = click.option("--owner", metavar="TENANT", help="Whose, for admins.")

@@ -295,10 +295,17 @@ async def test_no_list_shows_a_webhook_of_another_tenant(service: Guarded) -> No
 @in_one_loop
 async def test_two_tenants_callbacks_are_not_signed_alike(service: Guarded) -> None:
     secrets = []
-    for tenant in ("acme", "globex"):
+    for tenant in ("left", "right"):
         async with service.http(await service.key(tenant, Scope.WEBHOOKS)) as http:
             secrets += (await http.get("/webhooks/secret")).json()["secrets"]
     assert len(set(secrets)) == 2
+    async with service.http(await service.key("left", Scope.WEBHOOKS)) as http:
+        rotated = (await http.post("/webhooks/secret/rotate?overlap=60")).json()["secrets"]
+        assert rotated[1:] == secrets[:1]
+        assert (await http.get("/webhooks/secret")).json()["secrets"] == rotated
+        assert (await http.post("/webhooks/secret/rotate?overlap=0")).json()["secrets"] not in (rotated, secrets[:1])
+    async with service.http(await service.key("right", Scope.WEBHOOKS)) as http:
+        assert (await http.get("/webhooks/secret")).json()["secrets"] == secrets[1:]
 
 
 @in_one_loop

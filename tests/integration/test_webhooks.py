@@ -231,11 +231,30 @@ async def test_a_tenant_has_so_many_endpoints(client: ArqRedis) -> None:
 
 
 async def test_the_services_secret_is_made_once(client: ArqRedis) -> None:
-    made = {await signing.service_secrets(client, ()) for _ in range(3)}
+    made = {await signing.callback_secrets(client, (), None) for _ in range(3)}
     assert len(made) == 1
     given = (signing.new_secret(), signing.new_secret())
     assert await signing.callback_secrets(client, given, None) == given
     assert len({*await signing.callback_secrets(client, given, "acme"), *given}) == 4
+
+
+@pytest.mark.parametrize("owner", ["acme", None])
+async def test_a_tenants_callback_secret_is_rotated_alone(client: ArqRedis, owner: str | None) -> None:
+    given = (signing.new_secret(),)
+    rest = [other for other in ("globex", None, "acme") if other != owner]
+    others = [await signing.callback_secrets(client, given, other) for other in rest]
+    (first,) = await signing.callback_secrets(client, given, owner)
+    await signing.rotate_callback_secret(client, owner, overlap=3600)
+    second, old = await signing.callback_secrets(client, given, owner)
+    assert old == first != second
+    await signing.rotate_callback_secret(client, owner, overlap=3600)
+    third, old = await signing.callback_secrets(client, given, owner)
+    assert (old, third in (first, second)) == (second, False)
+    await signing.rotate_callback_secret(client, owner, overlap=0)
+    (fourth,) = await signing.callback_secrets(client, given, owner)
+    assert fourth not in (first, second, third)
+    again = [await signing.callback_secrets(client, given, other) for other in rest]
+    assert again == others
 
 
 @pytest.mark.parametrize("secret", ["", "secret", "whsec_", "whsec_c2hvcnQ=", "whsec_!!!!", "whsec_" + "A" * 200])

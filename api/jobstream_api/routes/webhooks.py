@@ -17,7 +17,7 @@ from jobstream.task import field_errors
 from jobstream.webhooks import deliveries, endpoints
 from jobstream.webhooks.deliveries import LISTED_MOST, Delivery
 from jobstream.webhooks.endpoints import Endpoint
-from jobstream.webhooks.signing import callback_secrets
+from jobstream.webhooks.signing import callback_secrets, rotate_callback_secret
 from jobstream_api.auth.gate import Reader, WebhookKeeper
 from jobstream_api.body import is_json, read_body
 from jobstream_api.service import Service
@@ -33,6 +33,7 @@ M = TypeVar("M", bound=BaseModel)
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/@+-]{1,64}$")]
 Text = Annotated[str, Field(max_length=200)]
+Overlap = Annotated[float, Query(ge=0, le=OVERLAP_MOST, description="Seconds for which the old one signs, too")]
 Events = Annotated[list[Event], Field(min_length=1, max_length=3)]
 
 
@@ -154,6 +155,15 @@ def add_routes(router: APIRouter, service: Service) -> None:
         secrets = await callback_secrets(client, service.settings.webhook_secrets, caller.tenant)
         return WebhookSecrets(secrets=list(secrets))
 
+    @router.post(
+        "/webhooks/secret/rotate", tags=tags, summary="Another secret for a `callback_url`; both sign for a while"
+    )
+    async def rotate_callbacks(
+        caller: WebhookKeeper, response: Response, overlap: Overlap = OVERLAP_SECONDS
+    ) -> WebhookSecrets:
+        await rotate_callback_secret(client, caller.tenant, overlap=overlap)
+        return await callback_secret(caller, response)
+
     @router.get("/deliveries/{delivery_id}", tags=tags, summary="One message and its attempts")
     async def delivery(delivery_id: str, caller: Reader) -> DeliveryView:
         return _delivery(await deliveries.get_delivery(client, delivery_id, owner=caller.sees))
@@ -200,13 +210,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         summary="Another secret; both sign for a while",
         responses={200: {"model": NewWebhook}},
     )
-    async def rotate_secret(
-        webhook_id: str,
-        caller: WebhookKeeper,
-        overlap: Annotated[
-            float, Query(ge=0, le=OVERLAP_MOST, description="Seconds for which the old one signs, too")
-        ] = OVERLAP_SECONDS,
-    ) -> Response:
+    async def rotate_secret(webhook_id: str, caller: WebhookKeeper, overlap: Overlap = OVERLAP_SECONDS) -> Response:
         found = await endpoints.get_endpoint(client, webhook_id, owner=caller.sees)
         await endpoints.rotate(client, found, overlap=overlap)
         return _secret(await endpoints.get_endpoint(client, webhook_id, owner=caller.sees), status=200)
