@@ -13,6 +13,7 @@ JobstreamError
 ├── MethodNotAllowed        405  the path does not take that method
 ├── UnknownTask             404  no worker has announced a task of that name
 ├── JobNotFound             404  no job of that id
+├── BatchNotFound           404  no batch of that id
 ├── WebhookNotFound         404  no endpoint of that id
 ├── DeliveryNotFound        404  no delivery of that id
 ├── ScheduleNotFound        404  no schedule of that name
@@ -210,6 +211,16 @@ class JobNotFound(JobstreamError):
 
     status = 404
     code = "job-not-found"
+
+
+class BatchNotFound(JobstreamError):
+    """There is no such batch
+
+    Its id is wrong, it belongs to somebody else, or the time to live of its jobs is over.
+    """
+
+    status = 404
+    code = "batch-not-found"
 
 
 class WebhookNotFound(JobstreamError):

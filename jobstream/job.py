@@ -134,6 +134,7 @@ class Job(BaseModel):
     tags: list[str]
     owner: str | None
     parent: str | None
+    batch: str | None = Field(None, description="The batch that it was submitted with")
     links: JobLinks
 
 
@@ -167,6 +168,7 @@ def job_from_record(record: Record, *, prefix: str = "") -> Job:
         tags=record.get(b"tags", b"").decode().split(),
         owner=_text(record.get(b"owner")),
         parent=_text(record.get(b"parent")),
+        batch=_text(record.get(b"batch")),
         links=job_links(job_id, task, prefix=prefix),
     )
 

@@ -22,7 +22,9 @@ ARQ_ABORT: Final = "arq:abort"
 """zset id → ms; entries go when the job ends, the sweep removes those of ids that are not queued."""
 
 RECORD: Final = "jobstream:job:"
-"""hash, the job's record; expires `ttl` after the end, or when nobody ran it in `LIVE_TTL`."""
+"""hash, the job's record; expires `ttl` after the end, or when nobody ran it in `LIVE_TTL`. Also that of a batch: it
+has `jobs` and counts `n_<status>`; expires 400 days after the submit, or the longest `ttl` of its jobs
+after its end."""
 LOG: Final = "jobstream:log:"
 """list, the job's durable events as in `EVENTS`; capped; lives as long as the record."""
 TOMBSTONE: Final = "jobstream:gone:"
@@ -56,8 +58,8 @@ INDEX_OWNED: Final = "jobstream:jobs:owned:"
 INDEX_WORDS: Final = "jobstream:words:"
 """zset per owner, and one of all jobs (no owner's name), `word ms id` → 0: which jobs' inputs and tags say a word."""
 EXPIRY: Final = "jobstream:expiry"
-"""zset `id task tag tag… =owner ~word~word…` → ms when the record expires; the sweep takes what is due out of all
-indexes."""
+"""zset `id task tag tag… =owner ~word~word… !batch` → ms when the record expires; the sweep takes what is due out of
+all indexes."""
 
 WAKE: Final = "jobstream:wake:"
 """channel per queue: a job is waiting."""

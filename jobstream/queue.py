@@ -86,7 +86,8 @@ ALL_JOBS = JobFilter()
 _submit = Script("submit", uses=["turns", "admit", "store"])
 _look = Script("look", uses=["turns", "admit"])
 _submit_many = Script("submit_many", uses=["turns", "admit", "store"])
-_cancel = Script("cancel", uses=["turns"])
+_submit_batch = Script("submit_batch", uses=["turns", "admit", "store", "submit_many"])
+_cancel = Script("cancel", uses=["turns", "stop"])
 _rerun = Script("rerun", uses=["turns"])
 
 CANCELLED = msgspec.json.encode(job_problem(CancelledByClient("cancelled by client"), attempt=0))
@@ -164,6 +165,13 @@ class Outcome:
     job: Job
     stopping: bool
     was_done: bool
+
+
+class StoredBatch(NamedTuple):
+    """The id of a batch, and those of its jobs, in order."""
+
+    batch_id: str
+    job_ids: Sequence[str]
 
 
 class Queue:
@@ -303,14 +311,48 @@ class Queue:
         `first_id`: the id of the first job; those of the others follow it (but see `Submission.job_id`, which a batch
         with a key must leave out). `owner`: whose key it is. `key` and `fingerprint`, and the errors: as `submit_once`.
         """
+        first_id = first_id or new_job_id()
+        new = await self._new_jobs(submissions, job_ids(first_id, len(submissions)))
+        if not new:
+            return [], False
+        call = _ManyCall(first_id, scoped(key, owner) if key else "", fingerprint)
+        first = await self._store_many(_submit_many, new, call, (), on_quota)
+        if first is not None:
+            return job_ids(first, len(submissions)), first != first_id
+        return [job.job_id for job in new], False
+
+    async def submit_batch(
+        self,
+        submissions: Sequence[Submission],
+        *,
+        batch_id: str | None = None,
+        owner: str | None = None,
+        key: str = "",
+        fingerprint: str = "",
+        on_quota: Callable[[Quota], None] = lambda quota: None,
+    ) -> tuple[StoredBatch, bool]:
+        """`submit_many_once` of at least one job, and a batch with it, which counts them: jobstream.batch reads it.
+
+        The ids of the jobs follow the batch's; no submission has one of its own. `owner`: whose the batch is, and the
+        key; the jobs should have the same one. Gives the ids, and whether they are those of an earlier request.
+        """
+        batch_id = batch_id or new_job_id()
+        if not submissions or any(submission.job_id for submission in submissions):
+            raise InvalidParameter("A batch has at least one job, and none has an id of its own")
+        new = await self._new_jobs(submissions, job_ids(batch_id, len(submissions) + 1)[1:], batch_id)
+        call = _ManyCall(batch_id, scoped(key, owner) if key else "", fingerprint)
+        ttl = max(int(job.fields["ttl"]) for job in new)
+        first = await self._store_many(_submit_batch, new, call, (batch_id, len(new), ttl, owner or ""), on_quota)
+        found = StoredBatch(first or batch_id, job_ids(first or batch_id, len(new) + 1)[1:])
+        return found, found.batch_id != batch_id
+
+    async def _new_jobs(
+        self, submissions: Sequence[Submission], ids: Sequence[str], batch_id: str | None = None
+    ) -> list[_NewJob]:
+        """As the scripts want them; others have a turn of the event loop meanwhile."""
         if len(submissions) > BATCH_JOBS:
             raise PayloadTooLarge(f"A batch has at most {BATCH_JOBS:,} jobs")
-        if not submissions:
-            return [], False
-        first_id = first_id or new_job_id()
-        ids = job_ids(first_id, len(submissions))
         new: list[_NewJob] = []
-        words: list[Argument] = []
         size = 0
         for number, submission in enumerate(submissions):
             if number % _SLICE == _SLICE - 1:
@@ -319,27 +361,44 @@ class Queue:
                 job = _NewJob.of(submission, words=self._words, job_id=ids[number])
             except InvalidParameter as error:
                 raise InvalidParameter(f"Job {number} of the batch: {error.detail}") from None
+            if batch_id is not None:
+                job.fields["batch"] = batch_id
             size += len(job.payload)
             new.append(job)
-            fields = job.field_words()
-            words += [*job.head, job.tags, len(fields), *fields]
         if size > BATCH_BYTES:
             raise PayloadTooLarge(f"The inputs of a batch have at most {BATCH_BYTES >> 20} MB")
         if len({job.job_id for job in new}) < len(new):
             raise InvalidParameter("Two jobs of the batch have the same id")
-        queues = [keys.queue(queue) for queue in sorted({job.queue for job in new})]
+        return new
+
+    async def _store_many(
+        self,
+        script: Script,
+        new: Sequence[_NewJob],
+        call: _ManyCall,
+        more: Sequence[Argument],
+        on_quota: Callable[[Quota], None],
+    ) -> str | None:
+        """Store them; the id that the key stands for when they were stored before. `more`: what follows the jobs."""
+        words: list[Argument] = []
+        for number, job in enumerate(new):
+            if number % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+            fields = job.field_words()
+            words += [*job.head, job.tags, len(fields), *fields]
         for _ in range(2):  # the second time with a clock that was set by the first
-            verdict, *rest = await _submit_many(
+            verdict, *rest = await script(
                 self.client,
-                key_names=queues,
+                key_names=[keys.queue(queue) for queue in sorted({job.queue for job in new})],
                 args=[
                     self._clock.deadline(),
                     round(LIVE_SECONDS * 1000),
-                    scoped(key, owner) if key else "",
-                    fingerprint,
-                    first_id,
+                    call.key,
+                    call.fingerprint,
+                    call.first_id,
                     self._limits_word,
                     *words,
+                    *more,
                 ],
                 patience=BATCH_SECONDS,
             )
@@ -348,8 +407,7 @@ class Queue:
             if verdict == b"held":
                 raise IdempotencyInFlight("Another request with this key has not been answered yet")
             if verdict == b"replayed":
-                first = rest[0].decode()
-                return job_ids(first, len(submissions)), first != first_id
+                return cast(bytes, rest[0]).decode()
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
@@ -357,12 +415,12 @@ class Queue:
             if verdict == b"clash":
                 raise JobConflict(f"There is a job {rest[0].decode()} already, of which the rest of the batch has none")
             if verdict == b"stored":
-                for submission in submissions:
-                    self._on_stored(submission.task)
+                for job in new:
+                    self._on_stored(job.task)
                 self._clock.set(int(rest[0]))
-                if quota := [int(word) for word in rest[1:]]:
+                if quota := [int(word) for word in rest[2:]]:
                     on_quota(Quota.of(*quota))
-            return [job.job_id for job in new], False
+            return None
         raise RedisUnavailable("Redis answered too late")
 
     async def check_room(self, *, queue: str | None = None, owner: str | None = None) -> None:
@@ -480,6 +538,14 @@ class Queue:
 
     def _job(self, record: Record) -> Job:
         return job_from_record(record, prefix=self._prefix)
+
+
+class _ManyCall(NamedTuple):
+    """Which request it is that stores many jobs: `first_id` names it, and what its key stands for from then on."""
+
+    first_id: str
+    key: str
+    fingerprint: str
 
 
 class _NewJob(NamedTuple):

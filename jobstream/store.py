@@ -53,7 +53,12 @@ class Page(NamedTuple):
 async def read_record(client: Redis, job_id: str) -> Record | None:
     """The job's record, or None: also for a hash of single fields, which a write after the record's expiry leaves."""
     record = await cast("Awaitable[Record]", client.hgetall(keys.record(job_id)))
-    return record if b"status" in record else None
+    return record if is_job(record) else None
+
+
+def is_job(record: Record) -> bool:
+    """False for the record of a batch, which is no job's, and for what is left of one that has expired."""
+    return b"status" in record and b"jobs" not in record
 
 
 async def read_records(client: Redis, job_ids: Sequence[str]) -> list[Record]:

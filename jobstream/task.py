@@ -29,8 +29,8 @@ ExecutorKind = Literal["loop", "thread", "process"]
 
 TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
 RESERVED_NAMES = frozenset(
-    "api deliveries docs dashboard events favicon healthz jobs livez metrics openapi problems queues readyz redoc "
-    "schedules static tasks webhooks workers".split()
+    "api batches deliveries docs dashboard events favicon healthz jobs livez metrics openapi problems queues readyz "
+    "redoc schedules static tasks webhooks workers".split()
 )
 """First path segments the service keeps for itself: a task's name is a URL."""
 

@@ -23,6 +23,7 @@ from jobstream_api.jobs import STATE
 from jobstream_api.openapi import FAILURE, OpenApi
 from jobstream_api.problems import problem_route
 from jobstream_api.routes import (
+    batch_resource,
     batches,
     bulk,
     events,
@@ -83,6 +84,7 @@ def _router(service: Service, authenticate: Authenticate | None) -> APIRouter:
         static,
         tasks,
         batches,
+        batch_resource,
         bulk,
         jobs,
         events,

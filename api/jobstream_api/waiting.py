@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from redis.asyncio import Redis
 from starlette.requests import ClientDisconnect, Request
 
 from jobstream.cancellation import cancel
@@ -22,6 +23,8 @@ from jobstream_api.live.page import Page
 from jobstream_api.service import Service
 
 T = TypeVar("T")
+
+ReadRecord = Callable[[Redis, str], Awaitable[Record | None]]
 
 
 async def until_done(service: Service, request: Request, job_id: str, *, seconds: float) -> Record | None:
@@ -37,17 +40,17 @@ async def until_done(service: Service, request: Request, job_id: str, *, seconds
 
 
 async def until_moved(
-    service: Service, request: Request, job_id: str, version: int, *, seconds: float
+    service: Service, request: Request, job_id: str, version: int, *, seconds: float, read: ReadRecord = read_record
 ) -> Record | None:
     """The record when its version is another one, or as it is after `seconds`; None when there is none (any more).
 
-    Raises what `_watch` raises.
+    `read`: how it is read, for a record that is no job's. Raises what `_watch` raises.
     """
 
     def moved(record: Record) -> bool:
         return int(record[b"version"]) != version
 
-    return await _while_there(request, _watch(service, job_id, moved, seconds=seconds, only_end=False))
+    return await _while_there(request, _watch(service, job_id, moved, seconds=seconds, only_end=False, read=read))
 
 
 class _Waiter:
@@ -89,7 +92,13 @@ class _Waiter:
 
 
 async def _watch(
-    service: Service, job_id: str, reached: Callable[[Record], bool], *, seconds: float, only_end: bool
+    service: Service,
+    job_id: str,
+    reached: Callable[[Record], bool],
+    *,
+    seconds: float,
+    only_end: bool,
+    read: ReadRecord = read_record,
 ) -> Record | None:
     """Raises TimeoutError or redis-py's errors when Redis is away."""
     clock = asyncio.get_running_loop().time
@@ -98,7 +107,7 @@ async def _watch(
     try:
         await service.hub.subscribe(job_id, waiter)
         while True:
-            record = await read_record(service.client, job_id)
+            record = await read(service.client, job_id)
             left = deadline - clock()
             if record is None or reached(record) or left <= 0 or waiter.closed or service.hub.draining:
                 return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jobstream.batch import Batch
 from jobstream.errors import JobGone
 from jobstream.job import Job, JobStatus, Record, job_from_record
 from jobstream.problem import problem
@@ -30,6 +31,17 @@ def etag(version: int) -> str:
 def monitor_link(job: Job) -> str:
     """The Link header that names the monitor and the event stream."""
     return f'<{job.links.self}>; rel="monitor", <{job.links.events}>; rel="alternate"; type="text/event-stream"'
+
+
+def batch_response(batch: Batch, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """The Batch as JSON; `Retry-After` while it is not done."""
+    more = {} if batch.done else {"Retry-After": RETRY_AFTER}
+    return Response(
+        batch.model_dump_json(),
+        status_code=status,
+        media_type="application/json",
+        headers={"ETag": etag(batch.version), "Cache-Control": PRIVATE, **more, **(headers or {})},
+    )
 
 
 def job_response(job: Job, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -150,11 +150,12 @@ local held_back = 0
 local function take(id, due)
   local record = RECORD .. id
   local old = redis.call('HMGET', record, 'status', 'timeout', 'task', 'worker', 'crashes', 'created_at', 'spent', 'version', 'run_at',
-    'owner', 'priority', 'log_bytes')
+    'owner', 'priority', 'log_bytes', 'batch')
   local owner = old[10]
   local taken_over = old[4] and (old[1] == 'running' or old[1] == 'cancelling')
   if taken_over and grace then return false end
   local stop = old[1] == 'cancelling' or (aborts and redis.call('ZSCORE', ARQ_ABORT, id))
+    or (old[13] and redis.call('HGET', RECORD .. old[13], 'status') == 'cancelling')
   local crashes = tonumber(old[5] or 0) + (taken_over and 1 or 0)
   if not stop then
     if owner and not taken_over then
@@ -209,7 +210,7 @@ local function take(id, due)
   redis.call('HSET', record, 'status', status, 'version', version, 'log_bytes', bytes, 'attempt', attempt, 'worker', worker,
     'token', token, 'started_at', whole(now))
   if old[9] then redis.call('HDEL', record, 'run_at') end
-  move(id, old[1], status, created_at, owner, redis.call)
+  move(id, old[1], status, created_at, owner, redis.call, old[13])
   if redis.call('PTTL', record) < live / 2 then
     if payload then redis.call('PEXPIRE', ARQ_JOB .. id, whole(live)) end
     keep_until(id, now + live)
@@ -239,6 +240,7 @@ while #answer <= limit and staying + held_back < 2000 do
   end
   page = 100
 end
+tell_batches()
 if #answer > 1 and redis.call('EXISTS', FULL .. queue_name) == 1 then
   redis.call('HINCRBY', FULL .. queue_name, 'claimed', #answer - 1)
 end

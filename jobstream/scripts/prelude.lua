@@ -4,6 +4,10 @@ local LOG_ENTRIES, LOG_BYTES = 5000, 4194304 -- durable events kept per job
 local JOURNAL_ENTRIES, JOURNAL_BYTES = 100000, 33554432 -- durable events kept of all jobs, while somebody wants them
 local JOURNAL_LOG_LIFE = 660000 -- ms: longer than the journal's own life, which is renewed together with this
 
+local FINAL = {succeeded = true, failed = true, cancelled = true}
+
+local BATCH_LIFE = 34560000000 -- ms: 400 days, longer than a job may wait; from its end on it is the batch's ttl
+
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -83,6 +87,66 @@ local function status_data(status, attempt, more)
   return '{"status":"' .. status .. '","attempt":' .. (attempt or 0) .. (more or '') .. '}'
 end
 
+-- A batch's jobs have moved so between statuses (status → how many more are in it): the counts, and what follows from
+-- them. Its record is like a job's, with a version, a log and a bell, so that it is followed like one; it is in no index.
+local function recount(batch, moved, now)
+  local record, names = RECORD .. batch, {'scheduled', 'queued', 'running', 'retrying', 'cancelling', 'succeeded', 'failed', 'cancelled'}
+  local about = redis.call('HMGET', record, 'status', 'jobs', 'ttl', 'version', 'log_bytes')
+  local status, jobs, bytes = about[1], tonumber(about[2]), tonumber(about[5]) or 0
+  if not status then return end -- it has expired
+  for name, more in pairs(moved) do redis.call('HINCRBY', record, 'n_' .. name, more) end
+  local counts, said = {}, {}
+  for at, count in ipairs(redis.call('HMGET', record, 'n_scheduled', 'n_queued', 'n_running', 'n_retrying', 'n_cancelling',
+    'n_succeeded', 'n_failed', 'n_cancelled')) do
+    counts[names[at]] = tonumber(count) or 0
+    said[at] = '"' .. names[at] .. '":' .. (count or 0)
+  end
+  local ended, is = counts.succeeded + counts.failed + counts.cancelled, status
+  if ended >= jobs then
+    is = counts.failed > 0 and 'failed' or counts.cancelled > 0 and 'cancelled' or 'succeeded'
+  elseif FINAL[status] or (status == 'queued' and (ended > 0 or counts.running > 0)) then
+    is = 'running'
+  end
+  local kind, data = 'progress', nil
+  if FINAL[is] then
+    kind, data = 'done', is
+  elseif is ~= status then
+    kind, data = 'status', status_data(is, 0)
+  else
+    data = string.format('{"current":%d,"total":%d,"percent":%.1f,"message":null,"eta_s":null,"items":[],"counts":{%s}}',
+      ended, jobs, math.floor(ended * 1000 / jobs) / 10, table.concat(said, ','))
+  end
+  local version = (tonumber(about[4]) or 0) + 1
+  local event = event_text(version, kind, data, now)
+  if kind ~= 'progress' then bytes = keep(batch, event, bytes) end
+  redis.call('HSET', record, 'status', is, 'version', version, 'log_bytes', bytes)
+  if FINAL[is] then
+    local deadline = now + tonumber(about[3])
+    redis.call('HSET', record, 'finished_at', whole(now), 'expires_at', whole(deadline))
+    redis.call('PEXPIREAT', record, whole(deadline))
+    redis.call('PEXPIREAT', LOG .. batch, whole(deadline))
+  elseif FINAL[status] then -- one of its jobs is run again
+    redis.call('HDEL', record, 'finished_at', 'expires_at')
+    redis.call('PEXPIRE', record, BATCH_LIFE)
+    redis.call('PEXPIRE', LOG .. batch, BATCH_LIFE)
+  end
+  redis.call('PUBLISH', EVENTS .. batch, event)
+end
+
+-- Batches whose jobs this script has moved: each is told once, by whoever moves jobs, behind the last of them.
+local moved_in = {}
+local function move_in_batch(batch, old, new)
+  local moved = moved_in[batch] or {}
+  moved_in[batch] = moved
+  if old then moved[old] = (moved[old] or 0) - 1 end
+  moved[new] = (moved[new] or 0) + 1
+end
+
+local function tell_batches()
+  for batch, moved in pairs(moved_in) do recount(batch, moved, now_ms()) end
+  moved_in = {}
+end
+
 -- What many jobs do to the same zset is gathered: a command with a hundred members costs a fraction of a hundred
 -- commands. Whoever gathers does what was gathered before it looks at such a zset, and before it returns.
 local gathered = {ZADD = {}, ZREM = {}}
@@ -104,12 +168,14 @@ local function do_gathered()
     for zset, words in pairs(zsets) do redis.call(command, zset, unpack(words)) end
     gathered[command] = {}
   end
+  tell_batches()
 end
 
 -- Move the job from one status's index to another's; the record's field is the caller's to set. `act` is `redis.call` or
--- `gather`.
-local function move(id, old, new, created_at, owner, act)
+-- `gather`; `batch`: the one that it belongs to, if any. Then it is for the caller to see that it is told.
+local function move(id, old, new, created_at, owner, act, batch)
   if old == new then return end
+  if batch then move_in_batch(batch, old, new) end
   if old then act('ZREM', INDEX_STATUS .. old, id) end
   act('ZADD', INDEX_STATUS .. new, created_at, id)
   if not owner then return end
@@ -120,20 +186,22 @@ end
 -- A change of status alone: field, index, event.
 local function set_status(id, status, now, more)
   local record = RECORD .. id
-  local old = redis.call('HMGET', record, 'status', 'created_at', 'attempt', 'owner', 'version', 'log_bytes')
+  local old = redis.call('HMGET', record, 'status', 'created_at', 'attempt', 'owner', 'version', 'log_bytes', 'batch')
   local version = (tonumber(old[5]) or 0) + 1
   local bytes = tell(id, event_text(version, 'status', status_data(status, old[3], more), now), 'status', old[6], old[1])
   redis.call('HSET', record, 'status', status, 'version', version, 'log_bytes', bytes)
-  move(id, old[1], status, old[2], old[4], redis.call)
+  move(id, old[1], status, old[2], old[4], redis.call, old[7])
+  if old[7] then tell_batches() end
 end
 
--- What the sweep must know when the record itself has expired: `id task tag tag… =owner ~word~word…`. No tag begins
--- with `=` or `~`, no word has a `~`.
-local function expiry_member(id, task, tags, owner, words)
+-- What the sweep must know when the record itself has expired: `id task tag tag… =owner ~word~word… !batch`. No tag begins
+-- with `=`, `~` or `!`, no word has a `~`. The batch is there only as long as the job has not ended.
+local function expiry_member(id, task, tags, owner, words, batch)
   local member = id .. ' ' .. (task or '')
   if tags and tags ~= '' then member = member .. ' ' .. tags end
   if owner then member = member .. ' =' .. owner end
   if words and words ~= '' then member = member .. ' ~' .. string.gsub(words, ' ', '~') end
+  if batch then member = member .. ' !' .. batch end
   return member
 end
 
@@ -145,8 +213,8 @@ local function word_members(id, words, created_at)
 end
 
 local function stored_expiry_member(id)
-  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags', 'owner', 'words')
-  return expiry_member(id, record[1], record[2], record[3], record[4])
+  local record = redis.call('HMGET', RECORD .. id, 'task', 'tags', 'owner', 'words', 'batch', 'status')
+  return expiry_member(id, record[1], record[2], record[3], record[4], not FINAL[record[6]] and record[5])
 end
 
 local function keep_until(id, deadline, member)
@@ -155,6 +223,7 @@ local function keep_until(id, deadline, member)
   redis.call('ZADD', EXPIRY, whole(deadline), member or stored_expiry_member(id))
 end
 
+-- Returns the status in whose index it was.
 local function leave_indexes(id, member)
   local created_at = redis.call('ZSCORE', INDEX, id)
   redis.call('ZREM', INDEX, id)
@@ -168,16 +237,18 @@ local function leave_indexes(id, member)
       local members = word_members(id, word, created_at or 0)
       redis.call('ZREM', INDEX_WORDS, unpack(members))
       if owner then redis.call('ZREM', INDEX_WORDS .. owner, unpack(members)) end
-    else
+    elseif sign ~= '!' then
       redis.call('ZREM', (position == 0 and INDEX_TASK or INDEX_TAG) .. word, id)
     end
     position = position + 1
   end
+  local was
   for _, status in ipairs({'scheduled', 'queued', 'running', 'retrying', 'cancelling', 'succeeded', 'failed', 'cancelled'}) do
-    redis.call('ZREM', INDEX_STATUS .. status, id)
+    if redis.call('ZREM', INDEX_STATUS .. status, id) == 1 then was = status end
     if owner then redis.call('ZREM', INDEX_OWNED .. status .. ' ' .. owner, id) end
   end
   redis.call('ZREM', EXPIRY, member)
+  return was
 end
 
 -- Remove all that the job owns; a tombstone says for a day that it was there, to those who were allowed to see it.
@@ -283,8 +354,8 @@ end
 local function finish_one(id, queue, status, now, ...)
   local record = RECORD .. id
   local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error',
-    'owner', 'words', 'callback_url', 'log_bytes')
-  local task, owner, purge = old[5], old[10], old[4]
+    'owner', 'words', 'callback_url', 'log_bytes', 'batch')
+  local task, owner, purge, batch = old[5], old[10], old[4], old[14]
   local deadline = now + tonumber(old[3] or 86400000)
   local version, bytes = (tonumber(old[7]) or 0) + 1, 0
   if not purge then bytes = tell(id, event_text(version, 'done', status, now), 'done', old[13], old[1]) end
@@ -297,7 +368,8 @@ local function finish_one(id, queue, status, now, ...)
     local payload = redis.call('GET', ARQ_JOB .. id)
     if payload then redis.call('HSET', record, 'payload', payload) end
   end
-  move(id, old[1], status, old[2], owner, gather)
+  move(id, old[1], status, old[2], owner, gather, batch)
+  if batch then gather('ZREM', EXPIRY, expiry_member(id, task, old[6], owner, old[11], batch)) end
   redis.call('DEL', ARQ_JOB .. id, ARQ_IN_PROGRESS .. id, ARQ_RETRY .. id)
   gather('ZREM', queue, id)
   if exists(ARQ_ABORT) then gather('ZREM', ARQ_ABORT, id) end
@@ -360,5 +432,3 @@ local function give_back(id, queue_name, now)
   set_status(id, 'queued', now)
   redis.call('PUBLISH', WAKE .. queue_name, id)
 end
-
-local FINAL = {succeeded = true, failed = true, cancelled = true}

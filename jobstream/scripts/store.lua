@@ -10,11 +10,12 @@ local status = due > now and 'scheduled' or 'queued'
 local first = event_text(1, 'status', status_data(status, 0), now)
 redis.call('HSET', record, 'id', id, 'task', task, 'queue', queue_name, 'status', status, 'version', 1, 'attempt', 0,
   'created_at', created_at, 'tags', tags, 'log_bytes', #first, unpack(ARGV, from, to))
-local priority, owner, words = 0, nil, nil
+local priority, owner, words, batch = 0, nil, nil, nil
 for at = from, to, 2 do
   if ARGV[at] == 'priority' then priority = tonumber(ARGV[at + 1]) end
   if ARGV[at] == 'owner' then owner = ARGV[at + 1] end
   if ARGV[at] == 'words' then words = ARGV[at + 1] end
+  if ARGV[at] == 'batch' then batch = ARGV[at + 1] end
 end
 if due > now then
   redis.call('HSET', record, 'run_at', whole(due))
@@ -45,5 +46,5 @@ tell(id, first, 'status', 0, '-')
 local deadline = whole(now + wait)
 redis.call('PEXPIREAT', record, deadline)
 redis.call('PEXPIREAT', LOG .. id, deadline)
-add(EXPIRY, deadline, expiry_member(id, task, tags, owner, words))
+add(EXPIRY, deadline, expiry_member(id, task, tags, owner, words, batch))
 return due

@@ -4,7 +4,7 @@
 --       4 fingerprint of the request   5 what reserves the key: the id from which the jobs' ids count up
 --       6 the service's limits, as admit.lua has them   7… of each job: id, queue's name, task, payload, delay (ms), run at (ms, 0: now), tags, how many words follow,
 --       more fields: name, value, …
--- Returns {'stored', now, …} (ms) and what admit.lua refuses, as submit.lua does; {'late', now}, {'mismatch'} and {'held'} as submit.lua does; {'replayed', 5} with that of
+-- Returns {'stored', now, how many are due later, …} (ms) and what admit.lua refuses, as submit.lua does; {'late', now}, {'mismatch'} and {'held'} as submit.lua does; {'replayed', 5} with that of
 -- the request for which the key stands; {'taken'} when all ids are (a repeated call has stored them before);
 -- {'clash', id} when some are.
 local now = now_ms()
@@ -81,11 +81,12 @@ if owned or ARGV[6] ~= '0 0 0' then
   quota = left
 end
 
-local wakes = {}
+local wakes, later = {}, 0
 for _, at in ipairs(jobs) do
   local id, queue_name = ARGV[at], ARGV[at + 1]
-  store(now, add, enter, queue_key(queue_name), id, queue_name, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[2],
+  local due = store(now, add, enter, queue_key(queue_name), id, queue_name, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[2],
     ARGV[at + 6], at + 8, at + 7 + tonumber(ARGV[at + 7]))
+  if due > now then later = later + 1 end
   wakes[queue_name] = id
 end
 for zset, words in pairs(gathered) do redis.call('ZADD', zset, unpack(words)) end
@@ -95,4 +96,4 @@ if ARGV[3] ~= '' then
   redis.call('PEXPIRE', key, 86400000)
 end
 for queue_name, id in pairs(wakes) do redis.call('PUBLISH', WAKE .. queue_name, id) end
-return {'stored', now, unpack(quota)}
+return {'stored', now, later, unpack(quota)}

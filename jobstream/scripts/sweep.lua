@@ -8,7 +8,8 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', whole(now), 
   if left > 0 then
     redis.call('ZADD', EXPIRY, whole(now + left), member)
   else
-    leave_indexes(id, member)
+    local was, batch = leave_indexes(id, member), string.match(member, ' !(%S+)$')
+    if batch then move_in_batch(batch, was, 'failed') end -- it has not ended, and will not
     gone[#gone + 1] = id
   end
 end
@@ -17,4 +18,5 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', ARQ_ABORT, '-inf', whole(now - t
   for at = 3, #ARGV do waits = waits or redis.call('ZSCORE', ARGV[at], id) end
   if not waits then redis.call('ZREM', ARQ_ABORT, id) end
 end
+tell_batches()
 return gone

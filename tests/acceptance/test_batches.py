@@ -34,13 +34,21 @@ async def test_a_batch_is_answered_with_all_ids_in_order_and_runs(http: httpx2.A
     ]
     response = await post(http, items)
     assert response.status_code == 202, response.text
-    assert "location" not in response.headers
+    batch = response.json()["id"]
+    assert response.headers["location"] == f"/batches/{batch}"
+    assert response.headers["operation-location"].endswith(f"/batches/{batch}")
+    assert response.json()["links"] == {
+        "self": f"/batches/{batch}",
+        "events": f"/batches/{batch}/events",
+        "jobs": f"/batches/{batch}/jobs",
+    }
     assert response.headers["retry-after"] == "1"
     stored = response.json()["jobs"]
     assert [job["task"] for job in stored] == ["words", "echo", "echo"]
     assert [job["id"] for job in stored] == sorted(job["id"] for job in stored)
     jobs = [(await http.get(job["links"]["self"])).json() for job in stored]
     assert [job["links"] for job in jobs] == [job["links"] for job in stored]
+    assert {job["batch"] for job in jobs} == {batch}
     assert [job["status"] for job in jobs[1:]] == ["scheduled", "scheduled"]
     assert jobs[0]["tags"] == ["batch-mixed"]
     assert jobs[1]["queue"] == "low"
@@ -54,7 +62,9 @@ async def test_the_largest_batch_is_stored_whole(http: httpx2.AsyncClient) -> No
     items = [
         {"task": "echo", "input": {"value": n}, "delay": 3600, "tags": ["batch-largest"]} for n in range(BATCH_JOBS)
     ]
-    jobs = (await post(http, items)).json()["jobs"]
+    response = await post(http, items)
+    assert response.status_code == 202, response.text
+    jobs = response.json()["jobs"]
     assert len({job["id"] for job in jobs}) == BATCH_JOBS
     problem(await post(http, [*items, items[0]]), 413, "payload-too-large")
     newest = (await http.get("/jobs?tag=batch-largest&limit=2")).json()["jobs"]

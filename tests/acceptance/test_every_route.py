@@ -19,8 +19,10 @@ from websockets.exceptions import ConnectionClosed
 from jobstream.caller import Scope
 from jobstream.fake import FakeSource
 from jobstream.job import Job
+from jobstream.queue import Submission
 from jobstream.redis import RedisSource, UrlSource
 from jobstream.schedules import Definition, Found, ScheduleId, get_schedule, put_schedule
+from jobstream.store import read_record
 from jobstream.webhooks import deliveries, endpoints
 from jobstream_api.app import create_app
 from jobstream_api.auth.document import rules_of
@@ -37,6 +39,8 @@ PUBLIC = {
 
 MOUNTED = {"/static/docs"}
 
+UNKNOWN = "01AAAAAAAAAAAAAAAAAAAAAAAA"
+
 
 class Case(NamedTuple):
     """A route and one of its methods."""
@@ -45,10 +49,11 @@ class Case(NamedTuple):
     path: str
     rule: Rule | None
 
-    def url(self, job_id: str, webhook_id: str = "", delivery_id: str = "") -> str:
+    def url(self, job_id: str, webhook_id: str = "", delivery_id: str = "", *, batch_id: str = "") -> str:
         path = self.path.replace("{task:task}", "quiet").replace("{task}", "quiet").replace("{job_id}", job_id)
         path = path.replace("{schedule_name}", "nightly?owner=acme") if self.path.endswith("{schedule_name}") else path
         path = path.replace("{schedule_name}", "nightly") + ("?owner=acme" if "{schedule_name}/" in self.path else "")
+        path = path.replace("{batch_id}", batch_id)
         return path.replace("{webhook_id}", webhook_id).replace("{delivery_id}", delivery_id)
 
     @property
@@ -58,6 +63,10 @@ class Case(NamedTuple):
     @property
     def of_a_schedule(self) -> bool:
         return "{schedule_name}" in self.path
+
+    @property
+    def of_a_batch(self) -> bool:
+        return "{batch_id}" in self.path
 
     @property
     def of_a_webhook(self) -> bool:
@@ -131,7 +140,9 @@ async def service(request: pytest.FixtureRequest) -> AsyncIterator[Guarded]:
 
 
 async def job_of(service: Guarded, owner: str) -> Job:
-    return await service.queue.submit("quiet", {}, owner=owner)
+    """A job, in a batch."""
+    stored, _ = await service.queue.submit_batch([Submission("quiet", {}, owner=owner)], owner=owner)
+    return await service.queue.get(stored.job_ids[0])
 
 
 async def webhook_of(service: Guarded, owner: str) -> tuple[str, str]:
@@ -157,9 +168,10 @@ async def ask(
         webhook = await webhook_of(service, "acme")
     if case.of_a_schedule:
         await schedule_of(service, "acme")
+    batch_id = (await read_record(service.client, job_id) or {}).get(b"batch", UNKNOWN.encode()).decode()
     async with service.http(key) as http:
         body: wire.Json | None = {} if case.method == "POST" else None
-        async with http.stream(case.method, case.url(job_id, *webhook), json=body) as response:
+        async with http.stream(case.method, case.url(job_id, *webhook, batch_id=batch_id), json=body) as response:
             if response.headers.get("content-type", "").startswith("text/event-stream"):
                 response.read = lambda: b""  # type: ignore[method-assign]
             else:
@@ -236,6 +248,18 @@ class TestEveryGuardedRoute:
         assert answers[0].status_code == 404
         assert (await service.queue.get(job.id)).version == 1
         assert (await service.queue.get(nobodys.id)).version == 1
+
+
+@in_one_loop
+@pytest.mark.parametrize("case", [case for case in GUARDED if case.of_a_batch], ids=name)
+async def test_a_batch_of_another_tenant_is_one_that_never_was(service: Guarded, case: Case) -> None:
+    job = await job_of(service, "acme")
+    assert job.batch is not None
+    key = await service.key("globex")
+    theirs, none = [await ask(service, case, job_id, key) for job_id in (job.id, UNKNOWN)]
+    assert (theirs.status_code, none.status_code) == (404, 404)
+    assert theirs.text.replace(job.batch, UNKNOWN) == none.text
+    assert (await service.queue.get(job.id)).version == 1
 
 
 @in_one_loop
@@ -408,24 +432,28 @@ async def closed_with(service: Guarded, path: str, key: str | None, *, ticket: s
 async def test_every_websocket_lets_in_whom_its_rule_names(service: Guarded, case: Case) -> None:
     assert case.rule is not None
     assert case.rule.scope is Scope.READ
-    assert case.of_a_job
+    assert case.of_a_job or case.of_a_batch
     job, other = await job_of(service, "acme"), await job_of(service, "acme")
+
+    def url(found: Job) -> str:
+        return case.url(found.id, batch_id=found.batch or "")
+
     good = await service.key("acme", Scope.READ)
     near = good[:-1] + ("A" if good[-1] != "A" else "B")
     for key in (None, near, await service.key("acme", lifetime=0)):
-        assert await closed_with(service, case.url(job.id), key) == 4401
+        assert await closed_with(service, url(job), key) == 4401
     for key in (await service.key("acme", Scope.SUBMIT, Scope.CANCEL),):
-        assert await closed_with(service, case.url(job.id), key) == 4403
+        assert await closed_with(service, url(job), key) == 4403
     for key in (good, await service.key("ops", Scope.ADMIN)):
-        assert await closed_with(service, case.url(job.id), key) is None
+        assert await closed_with(service, url(job), key) is None
     stranger = await service.key("globex")
-    for job_id in (job.id, "01AAAAAAAAAAAAAAAAAAAAAAAA"):
-        assert await closed_with(service, case.url(job_id), stranger) == 4404
+    for path in (url(job), case.url(UNKNOWN, batch_id=UNKNOWN)):
+        assert await closed_with(service, path, stranger) == 4404
     async with service.http(good) as http:
-        ticket = (await http.post(f"/jobs/{job.id}/ticket")).json()["ticket"]
-    assert await closed_with(service, case.url(job.id), None, ticket=ticket) is None
-    assert await closed_with(service, case.url(other.id), None, ticket=ticket) == 4401
-    assert await closed_with(service, case.url(job.id), None, ticket=ticket[:-3]) == 4401
+        ticket = (await http.post(url(job).replace("/ws", "/ticket"))).json()["ticket"]
+    assert await closed_with(service, url(job), None, ticket=ticket) is None
+    assert await closed_with(service, url(other), None, ticket=ticket) == 4401
+    assert await closed_with(service, url(job), None, ticket=ticket[:-3]) == 4401
     assert (await service.queue.get(job.id)).version == 1
 
 

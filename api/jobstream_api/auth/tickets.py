@@ -65,6 +65,10 @@ class Tickets:
         """A ticket for one job, which the caller must have been seen to see."""
         return await self._make(caller, {"job": job_id})
 
+    async def for_batch(self, batch_id: str, caller: Caller) -> Ticket:
+        """A ticket for one batch and its jobs' list, as `for_job`."""
+        return await self._make(caller, {"batch": batch_id})
+
     async def for_filter(self, wanted: Filter, caller: Caller) -> Ticket:
         """A ticket for the jobs that the caller sees and the filter, as query parameters, shows."""
         return await self._make(caller, {"filter": sorted(map(list, wanted))})
@@ -75,10 +79,12 @@ class Tickets:
         asked: dict[str, Any]
         if "job_id" in connection.path_params:
             asked = {"job": connection.path_params["job_id"]}
+        elif "batch_id" in connection.path_params:
+            asked = {"batch": connection.path_params["batch_id"]}
         else:
             query = connection.query_params.multi_items()
             asked = {"filter": sorted([name, value] for name, value in query if name not in NOT_ASKED)}
-        if {name: claims.get(name) for name in ("job", "filter") if name in claims} != asked:
+        if {name: claims.get(name) for name in ("job", "batch", "filter") if name in claims} != asked:
             raise Unauthorized("The ticket is for something else", given=True)
         return Caller(tenant=claims.get("owner"), scopes=frozenset({Scope.READ}), ticket=True)
 

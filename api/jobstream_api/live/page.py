@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from jobstream.batch import batch_from_record, batch_progress, is_batch
 from jobstream.events import EventId, JobEvent, Snapshot
 from jobstream.job import FINAL, Record, job_from_record
 from jobstream_api.live.frame import Frame, event_frame
 
 
 def job_json(record: Record, *, prefix: str = "") -> bytes:
-    """The whole Job, as `snapshot` and `done` carry it."""
+    """The whole Job, as `snapshot` and `done` carry it; or the whole Batch."""
+    if is_batch(record):
+        return batch_from_record(record, prefix=prefix).model_dump_json().encode()
     return job_from_record(record, prefix=prefix).model_dump_json().encode()
 
 
@@ -40,7 +43,8 @@ class Page:
     @cached_property
     def progress(self) -> Frame | None:
         """The latest progress. Which of the versions between were progress is not known: its latest state says all."""
-        data = self._snapshot.record.get(b"progress")
+        record = self._snapshot.record
+        data = batch_progress(record).model_dump_json().encode() if is_batch(record) else record.get(b"progress")
         return None if data is None else Frame("progress", None, self._changed_ms, data)
 
     @cached_property

@@ -13,7 +13,7 @@ import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from jobstream.cancellation import cancel
-from jobstream.errors import InvalidParameter, JobGone, JobNotFound, JobstreamError, RedisUnavailable
+from jobstream.errors import BatchNotFound, InvalidParameter, JobGone, JobNotFound, JobstreamError, RedisUnavailable
 from jobstream.events import parse_event_id
 from jobstream.problem import problem
 from jobstream.redis import is_unavailable
@@ -169,7 +169,7 @@ def _reason(error: Exception) -> _Close | None:
     """How to close; None when there is nobody to be told."""
     if isinstance(error, _Close):
         return error
-    if isinstance(error, JobNotFound | JobGone):
+    if isinstance(error, JobNotFound | BatchNotFound | JobGone):
         return _Close(NOT_FOUND, str(error))
     if isinstance(error, InvalidParameter):
         return _Close(NOT_UNDERSTOOD, str(error))

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.responses import Response
 
+from jobstream import queue
+from jobstream.batch import BatchLinks, batch_links
 from jobstream.bulk import check_scope
 from jobstream.caller import Caller
 from jobstream.errors import (
@@ -62,10 +64,12 @@ class BatchJob(BaseModel):
     links: JobLinks
 
 
-class Batch(BaseModel):
-    """The jobs of a batch, in the order of the request."""
+class StoredBatch(BaseModel):
+    """A batch that was stored, with its jobs in the order of the request."""
 
+    id: str
     jobs: list[BatchJob]
+    links: BatchLinks
 
 
 _BODY: dict[str, Any] = {
@@ -93,17 +97,17 @@ def add_routes(router: APIRouter, service: Service) -> None:
         tags=["jobs"],
         summary="Submit many jobs, all or none",
         status_code=202,
-        response_model=Batch,
+        response_model=StoredBatch,
         openapi_extra=_BODY,
     )
     async def submit_batch(request: Request, caller: Submitter) -> Response:
-        key, first_id = idempotency_key(request), new_job_id()
+        key, batch_id = idempotency_key(request), new_job_id()
         headers = {"Retry-After": RETRY_AFTER, "Cache-Control": PRIVATE}
         key = f"{KEY_OF_BATCHES}:{key}" if key else ""
         replays = False
         async with contextlib.AsyncExitStack() as stack:
             if key:  # before the body is read: while it arrives, the key is in use
-                replays = await stack.enter_async_context(reserved(service.client, key, first_id, owner=caller.tenant))
+                replays = await stack.enter_async_context(reserved(service.client, key, batch_id, owner=caller.tenant))
             media_type, _ = parse_options_header(request.headers.get("content-type", ""))
             if not is_json(media_type.decode("latin-1").lower()):
                 raise UnsupportedMediaType("Send application/json: an array of jobs")
@@ -112,16 +116,22 @@ def add_routes(router: APIRouter, service: Service) -> None:
                 await service.queue.check_room(owner=caller.tenant)  # which queues, only the body says
             body = await read_body(request, at_most=service.settings.max_batch_bytes)
             order = await _Reader(service, caller).read(body)
-            ids, replayed = await service.queue.submit_many_once(
+            stored, replayed = await service.queue.submit_batch(
                 order.submissions,
-                first_id=first_id,
+                batch_id=batch_id,
                 owner=caller.tenant,
                 key=key,
                 fingerprint=order.fingerprint,
                 on_quota=lambda quota: headers.update(quota.headers()),
             )
+        links = batch_links(stored.batch_id, prefix=service.prefix)
+        headers |= {
+            "Location": links.self,
+            "Operation-Location": service.origin(request) + links.self,
+            "Link": f'<{links.self}>; rel="monitor", <{links.events}>; rel="alternate"; type="text/event-stream"',
+        }
         return Response(
-            await _answer(ids, order.submissions, service.prefix),
+            await _answer(stored, order.submissions, service.prefix),
             status_code=202,
             media_type="application/json",
             headers=headers | ({"Idempotent-Replayed": "true"} if replayed else {}),
@@ -236,13 +246,14 @@ def _needs_files(validator: InputValidator) -> str | None:
     return f"Task {task.name!r} needs files, which a batch cannot carry: send multipart/form-data to /{task.name}"
 
 
-async def _answer(ids: Sequence[str], submissions: Sequence[Submission], prefix: str) -> bytes:
+async def _answer(stored: queue.StoredBatch, submissions: Sequence[Submission], prefix: str) -> bytes:
     parts: list[bytes] = []
     turn = time.monotonic()
-    for job_id, submission in zip(ids, submissions, strict=True):
+    for job_id, submission in zip(stored.job_ids, submissions, strict=True):
         links = job_links(job_id, submission.task, prefix=prefix)
         parts.append(msgspec.json.encode({"id": job_id, "task": submission.task, "links": links.model_dump()}))
         if time.monotonic() - turn > TURN_SECONDS:
             await asyncio.sleep(0)
             turn = time.monotonic()
-    return b'{"jobs":[' + b",".join(parts) + b"]}"
+    found = msgspec.json.encode(batch_links(stored.batch_id, prefix=prefix).model_dump())
+    return b'{"id":"%b","jobs":[%b],"links":%b}' % (stored.batch_id.encode(), b",".join(parts), found)

@@ -24,7 +24,7 @@ from jobstream_api.live.stream import EventStream, come_back
 from jobstream_api.live.websocket import Socket, refuse_socket
 from jobstream_api.service import Service
 
-_STREAM: dict[str, Any] = {
+STREAM: dict[str, Any] = {
     "content": {
         "text/event-stream": {"schema": {"type": "string"}},
         "application/x-ndjson": {"schema": {"type": "string"}},
@@ -45,7 +45,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         summary="Follow the job: snapshot, status, progress, log, chunk, done",
         response_class=Response,
         responses={
-            200: _STREAM,
+            200: STREAM,
             204: {"description": "`done` was seen already: there is nothing to follow"},
         },
     )
@@ -74,7 +74,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         description="A `snapshot` of every job that matches and is not done, then `listed`, then every event of all "
         'that match: the data of each is `{"job":…,"task":…,"time":…,"data":…}`. It does not end by itself.',
         response_class=Response,
-        responses={200: _STREAM},
+        responses={200: STREAM},
     )
     async def many_events(
         request: Request,

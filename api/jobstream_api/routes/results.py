@@ -26,7 +26,7 @@ from jobstream.job import Job, JobStatus, Record, job_from_record, new_job_id
 from jobstream.queue import SubmitOptions
 from jobstream.quota import Quota
 from jobstream.redis import is_unavailable
-from jobstream.store import is_visible, read_record
+from jobstream.store import is_job, is_visible, read_record
 from jobstream.task import RESERVED_NAMES
 from jobstream_api.auth.gate import Canceller, Known, Submitter, Watcher
 from jobstream_api.auth.tickets import PARAMETER
@@ -239,7 +239,11 @@ async def _result_page(service: Service, task: str, job_id: str, request: Reques
     """The same for a browser: the status is the same, the body a page that follows the job."""
     try:
         snapshot = await read_snapshot(service.client, job_id, after=0)
-        if snapshot is None or not is_visible(snapshot.record.get(b"owner"), caller.sees):
+        if (
+            snapshot is None
+            or not is_job(snapshot.record)
+            or not is_visible(snapshot.record.get(b"owner"), caller.sees)
+        ):
             raise await service.queue.missing(job_id, owner=caller.sees)
         job = job_from_record(snapshot.record, prefix=service.prefix)
         _check_task(job, task)

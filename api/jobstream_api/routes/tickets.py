@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from jobstream.batch import batch_from_record, find_batch
 from jobstream.job import JobStatus, WireTime
 from jobstream_api.auth.gate import Reader
 from jobstream_api.auth.tickets import NOT_ASKED, PARAMETER, Ticket
@@ -32,6 +33,16 @@ def add_routes(router: APIRouter, service: Service) -> None:
     async def job_ticket(job_id: str, caller: Reader) -> Response:
         job = await service.queue.get(job_id, owner=caller.sees)
         return _response(await service.tickets.for_job(job.id, caller), job.links.events, [])
+
+    @router.post(
+        "/batches/{batch_id}/ticket",
+        tags=["batches"],
+        summary="A ticket for watching this batch",
+        response_model=TicketView,
+    )
+    async def batch_ticket(batch_id: str, caller: Reader) -> Response:
+        batch = batch_from_record(await find_batch(service.client, batch_id, owner=caller.sees), prefix=service.prefix)
+        return _response(await service.tickets.for_batch(batch.id, caller), batch.links.events, [])
 
     @router.post(
         "/events/ticket", tags=["jobs"], summary="A ticket for watching all jobs of a filter", response_model=TicketView
