@@ -19,8 +19,9 @@ from jobstream_api import problems
 from jobstream_api.auth.gate import PUBLIC, Authenticate, Gate
 from jobstream_api.auth.redact import redact_access_log
 from jobstream_api.edges import EXPOSED, Edges, allow_own_scripts
+from jobstream_api.failures import FAILURE
 from jobstream_api.jobs import STATE
-from jobstream_api.openapi import FAILURE, OpenApi
+from jobstream_api.openapi import OpenApi
 from jobstream_api.problems import problem_route
 from jobstream_api.routes import (
     batch_resource,
@@ -162,10 +163,12 @@ def _add_docs(app: FastAPI, service: Service) -> None:
         return FileResponse(static / "favicon.png", headers={"Cache-Control": "max-age=86400"})
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[PUBLIC])
-    async def openapi() -> JSONResponse:
+    async def openapi(request: Request) -> JSONResponse:
+        """What tasks there are, `GET /tasks` tells to known callers only; so does this. The rest is no secret."""
+        known = service.gate.open or await service.gate.caller(request) is not None
         with contextlib.suppress(Exception):  # Redis is away: the document is what was known
             await service.tasks.refresh()
-        return JSONResponse(document())
+        return JSONResponse(document(with_tasks=known), headers={"Vary": "Authorization, X-API-Key"})
 
     @app.get("/docs", include_in_schema=False, dependencies=[PUBLIC])
     async def docs() -> HTMLResponse:

@@ -16,40 +16,14 @@ from jobstream.job import RESERVED_QUEUES, Job
 from jobstream.queue import MAX_SECONDS, TAGS_MAX
 from jobstream.webhooks.endpoints import EVENTS
 from jobstream.webhooks.target import URL_LENGTH
+from jobstream_api import failures
 from jobstream_api.auth.document import add_security
 from jobstream_api.body import takes_many
-from jobstream_api.problems import MEDIA_TYPE
+from jobstream_api.failures import PROBLEM, SUBMITTING, add_failures, problems
 from jobstream_api.service import Service
 
 _COMPONENTS = "#/components/schemas/"
 _DEFINITIONS = "#/$defs/"
-
-_PROBLEM: dict[str, Any] = {
-    "title": "Problem",
-    "description": "An error (RFC 9457)",
-    "type": "object",
-    "required": ["type", "title", "status", "detail", "code"],
-    "properties": {
-        "type": {"type": "string", "format": "uri-reference"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "instance": {"type": "string"},
-        "code": {"type": "string"},
-        "retryable": {"type": "boolean"},
-        "attempt": {"type": "integer"},
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "pointer": {"type": "string", "description": "JSON pointer (RFC 6901)"},
-                    "detail": {"type": "string"},
-                },
-            },
-        },
-    },
-}
 
 _SUBMIT_ERRORS = {
     "400": "The body cannot be parsed",
@@ -82,9 +56,7 @@ _HEADERS = {
     "Location": "The result",
     "Operation-Location": "The monitor, absolute",
     "Preference-Applied": "Which preferences were honoured",
-    "RateLimit": "How many jobs may be submitted now (`r`), and in how many seconds all of the quota is there (`t`)",
-    "RateLimit-Policy": "How many jobs may be submitted (`q`) in how many seconds (`w`)",
-    "Retry-After": "Seconds until it is worth asking again",
+    **failures.HEADERS,
 }
 
 _PREFER: dict[str, Any] = {
@@ -111,9 +83,7 @@ _IF_NONE_MATCH: dict[str, Any] = {
 }
 
 
-_AS_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": _COMPONENTS + "Problem"}}}
-
-_JOB_ENDED: dict[str, Any] = {
+JOB_ENDED: dict[str, Any] = {
     "title": "JobEnded",
     "description": "The end of a job, as Standard Webhooks has it; below 20 KB",
     "type": "object",
@@ -130,40 +100,39 @@ _JOB_ENDED: dict[str, Any] = {
     },
 }
 
-FAILURE: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "The request is at fault", "content": _AS_PROBLEM},
-    "5XX": {"description": "The service, its store or the task is at fault", "content": _AS_PROBLEM},
-}
-"""What every operation may answer; the document that names it must be made by `OpenApi`."""
-
 
 class OpenApi:
-    """Made anew when the catalogue changes, and only then."""
+    """Made anew when the catalogue changes, and only then. Without tasks it says what every such service says."""
 
     def __init__(self, app: FastAPI, service: Service) -> None:
         self._service = service
         self._app = app
         self._base = app.openapi  # FastAPI's own, before it is replaced by this
-        self._made: tuple[int, dict[str, Any]] | None = None
+        self._made: dict[bool, tuple[int, dict[str, Any]]] = {}
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self, *, with_tasks: bool = True) -> dict[str, Any]:
         book = self._service.tasks
-        if self._made is None or self._made[0] != book.version:
+        made = self._made.get(with_tasks)
+        if made is None or made[0] != book.version:
+            tasks = [task for task in book.tasks.values() if task.input_schema != NOBODY] if with_tasks else []
             document = copy.deepcopy(self._base())
             document["servers"] = [{"url": self._service.root_path or "/"}]
-            document["components"]["schemas"]["Problem"] = _PROBLEM
-            document["components"]["schemas"]["JobEnded"] = _JOB_ENDED
-            for task in book.tasks.values():
-                if task.input_schema != NOBODY:
-                    add_task(document, task)
+            document["components"]["schemas"]["Problem"] = PROBLEM
+            document["components"]["schemas"]["JobEnded"] = JOB_ENDED
+            for task in tasks:
+                add_task(document, task)
             _add_job(document["components"]["schemas"])
+            names = [task.name for task in tasks]
             document["webhooks"] = {event: _ended(event) for event in EVENTS}
             if self._service.gate.open:
                 document["security"] = []
             else:
-                add_security(document, self._app.routes, tasks=book.tasks)
-            self._made = (book.version, document)
-        return self._made[1]
+                add_security(document, self._app.routes, tasks=names)
+            add_failures(document, self._app.routes, asks=not self._service.gate.open, tasks=names)
+            for path in SUBMITTING & document["paths"].keys():
+                document["paths"][path]["post"].setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
+            made = self._made[with_tasks] = (book.version, document)
+        return made[1]
 
 
 def add_task(document: dict[str, Any], task: Announcement) -> None:
@@ -216,7 +185,7 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
                     "content": job,
                     "links": links,
                 },
-                **_problems(_SUBMIT_ERRORS),
+                **problems(_SUBMIT_ERRORS),
             },
         }
     }
@@ -234,7 +203,7 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
                     "content": job,
                 },
                 "304": {"description": "The version is still the one in `If-None-Match`"},
-                **_problems(_RESULT_ERRORS),
+                **problems(_RESULT_ERRORS),
             },
         },
         "delete": {
@@ -249,7 +218,7 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
                     "headers": _headers("ETag", "Retry-After"),
                     "content": job,
                 },
-                **_problems({"404": "No such job", "410": "Purged before", "503": "Redis is away"}),
+                **problems({"404": "No such job", "410": "Purged before", "503": "Redis is away"}),
             },
         },
     }
@@ -297,7 +266,7 @@ def _needs_nothing(task: Announcement) -> bool:
 
 
 def _headers(*names: str) -> dict[str, Any]:
-    return {name: {"schema": {"type": "string"}, "description": _HEADERS[name]} for name in names}
+    return failures.headers(*names, among=_HEADERS)
 
 
 def _link(operation: str, text: str) -> dict[str, Any]:
@@ -345,10 +314,6 @@ def _moved(node: Any, prefix: str) -> Any:
     if isinstance(node, str) and node.startswith(_DEFINITIONS):
         return _COMPONENTS + prefix + node.removeprefix(_DEFINITIONS)
     return node
-
-
-def _problems(errors: dict[str, str]) -> dict[str, Any]:
-    return {status: {"description": text, "content": _AS_PROBLEM} for status, text in errors.items()}
 
 
 def _submit_parameters() -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ from api.store import Desk
 from jobstream.caller import Caller, Scope
 from jobstream.job import Job
 from jobstream_api.app import create_router
+from jobstream_api.guest_document import describe_tasks
 from jobstream_api.jobs import Jobs, answer_problems
 
 ran = []
@@ -69,6 +70,7 @@ async def user(connection: HTTPConnection) -> Caller | None:
 app = FastAPI(lifespan=lifespan)
 app.include_router(create_router(authenticate=user), prefix="/background")
 answer_problems(app)
+describe_tasks(app)
 
 
 @app.get("/jobs")
@@ -174,6 +176,30 @@ def test_the_guests_own_routes_errors_and_lifespan_stay_its_own(http: httpx2.Cli
     assert isinstance(http.get("/jobs?limit=x").json()["detail"], list)
     document = http.get("/openapi.json").json()
     assert {"/jobs", "/orders", f"{PREFIX}/jobs", f"{PREFIX}/jobs/{{job_id}}"} <= document["paths"].keys()
+
+
+def test_the_guests_document_has_the_tasks_with_their_types(http: httpx2.Client) -> None:
+    document = http.get("/openapi.json").json()
+
+    def walk(node: object) -> Iterator[tuple[str, object]]:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+            yield str(key), value
+            yield from walk(value)
+
+    submit = document["paths"][f"{PREFIX}/words"]["post"]
+    schemas = document["components"]["schemas"]
+    body = submit["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert "text" in schemas[body]["properties"]
+    result = document["paths"][f"{PREFIX}/words/{{job_id}}"]["get"]["responses"]["200"]
+    assert "words" in schemas[result["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]]["properties"]
+    references = {str(value) for key, value in walk(document) if key == "$ref"}
+    assert references
+    assert {reference.rpartition("/")[2] for reference in references} <= schemas.keys()
+    ids = [value for key, value in walk(document["paths"]) if key == "operationId"]
+    linked = {str(link["operationId"]) for link in submit["responses"]["202"]["links"].values()}
+    assert len(linked) == 4
+    assert linked <= set(map(str, ids))
+    assert "/jobs" in document["paths"]  # the guest's own
 
 
 def test_jobs_are_handed_over_from_any_depth(http: httpx2.Client) -> None:

@@ -10,6 +10,8 @@ import httpx2
 import jsonschema_rs
 import pytest
 
+from jobstream.redis import UrlSource
+from tests.acceptance.guarded import guarded
 from tests.acceptance.service import Service
 from tests.acceptance.wire import Json, done, events, problem, submit, until
 
@@ -179,6 +181,57 @@ async def test_file_fields_are_binary_parts(document: Json) -> None:
         "echo": {"application/json"},
     }
     assert "sha256" not in str(properties("measure"))
+
+
+async def test_every_operation_names_the_failures_of_its_kind(document: Json) -> None:
+    for path, method, operation in _operations(document):
+        responses = operation["responses"]
+        if "requestBody" in operation:
+            assert {"400", "413", "415", "422"} <= responses.keys(), (method, path)
+        if "{job_id}" in path:
+            assert {"404", "410"} <= responses.keys(), (method, path)
+        if not path.startswith(("/problems", "/livez")):
+            assert "Retry-After" in responses["503"]["headers"], (method, path)
+        if any(each["name"] == "Idempotency-Key" for each in operation.get("parameters", ())):
+            assert {"Retry-After", "RateLimit", "RateLimit-Policy"} <= responses["429"]["headers"].keys(), path
+            assert "409" in responses
+
+
+@pytest.mark.parametrize("path", ["/jobs/batch", "/quiet"])
+async def test_refusals_are_answered_as_they_are_documented(real_source: UrlSource, path: str) -> None:
+    limits = {"tenant_rate": "2/m", "queue_depth": 1, "max_body_bytes": 1000, "max_batch_bytes": 1000}
+    async with guarded(real_source, **limits) as service, service.http(await service.key("acme")) as http:
+
+        async def send(queue: str) -> httpx2.Response:
+            if path == "/quiet":
+                return await http.post(path, json={}, params={"queue": queue})
+            return await http.post(path, json=[{"task": "quiet", "queue": queue}])
+
+        document = (await http.get("/openapi.json")).json()
+        found = [await send("one"), await send("one"), await send("two"), await send("three")]
+        found.append(await http.post(path, json="x" * 2000))
+        found.append(await http.post(path, json={}, headers={"Authorization": "Bearer nobody"}))
+    assert [answer.status_code for answer in found] == [202, 503, 202, 429, 413, 401]
+    for answer in found:
+        documented = document["paths"][path]["post"]["responses"][str(answer.status_code)]
+        headers = {name.lower() for name in documented.get("headers", {})}
+        assert headers - answer.headers.keys() <= {"idempotent-replayed"}, answer.status_code
+
+
+async def test_without_a_key_the_document_says_nothing_of_the_tasks(real_source: UrlSource) -> None:
+    async with guarded(real_source) as service:
+        async with service.http() as http:
+            stranger = await http.get("/openapi.json")
+        async with service.http(await service.key("acme")) as http:
+            known = await http.get("/openapi.json")
+            assert (await http.get("/openapi.json")).json() == known.json()
+        async with service.http("wrong") as http:
+            problem(await http.get("/openapi.json"), 401, "unauthorized")
+    assert stranger.status_code == 200
+    assert {"Authorization", "X-API-Key"} <= set(re.split(", *", stranger.headers["vary"]))
+    assert known.json()["paths"].keys() - stranger.json()["paths"].keys() == {"/quiet", "/quiet/{job_id}"}
+    assert "quiet" not in stranger.text.lower()
+    assert {"401", "403"} <= known.json()["paths"]["/quiet"]["post"]["responses"].keys()
 
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])

@@ -47,6 +47,10 @@ class Gate:
         """The router's dependency: tells the routes' rules whom to ask."""
         connection.scope[_PLACE] = self
 
+    async def caller(self, connection: HTTPConnection) -> Caller | None:
+        """Who is asking, or None. Raises Unauthorized for credentials that are not valid."""
+        return await self._authenticate(connection)
+
     async def admit(self, connection: HTTPConnection, scope: Scope | None, *, ticket: bool) -> Caller:
         """The caller. Raises Unauthorized, or Forbidden when it lacks `scope` (None: every caller will do).
 
