@@ -2,8 +2,8 @@
 
 from jobstream.context import JobContext
 from jobstream.errors import JobCancelled, Retry, TaskError
-from jobstream.files import JobFile
+from jobstream.files import FileLimits, JobFile
 from jobstream.retry import RetryPolicy
 from jobstream.task import Task, task
 
-__all__ = ["JobCancelled", "JobContext", "JobFile", "Retry", "RetryPolicy", "Task", "TaskError", "task"]
+__all__ = ["FileLimits", "JobCancelled", "JobContext", "JobFile", "Retry", "RetryPolicy", "Task", "TaskError", "task"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
@@ -10,7 +11,7 @@ import msgspec
 from pydantic import BaseModel
 
 from jobstream.errors import JobCancelled
-from jobstream.files import FileStore
+from jobstream.files import FileStore, JobFile, Source
 from jobstream.gauge import AsyncTracked, Gauge, Tracked, plain_number
 from jobstream.outbox import Outbox, Room
 from jobstream.progress import ITEMS_KEPT
@@ -55,7 +56,7 @@ class JobContext(Gauge):
         self.max_attempts = max_attempts
         """How many tries the task's policy allows."""
         self.files = files
-        """Opens the uploaded files that the input names."""
+        """Opens the uploaded files that the input names, and makes new ones."""
         super().__init__()
         self._outbox = outbox
         outbox.gauge = self
@@ -107,6 +108,23 @@ class JobContext(Gauge):
             raise JobCancelled(self.id)
         return Room(self._outbox)
 
+    def save(self, source: Source, name: str | None = None, content_type: str | None = None) -> JobFile:
+        """Keep a file with the job, for a task to return: alone, its result's URL leads to a download.
+
+        `source`: a path, bytes, a file that is open for reading, or pieces of bytes. `name`: what a download is called;
+        a path has one. `content_type`: guessed from the name unless it is given. It goes with the job's record. Raises
+        StorageFull and StorageUnavailable, RuntimeError in an `async def` task (`await job.save_async(…)` there).
+        """
+        if _on_event_loop():
+            raise RuntimeError("job.save blocks, and this is an event loop: `await job.save_async(…)`")
+        return self.files.save(source, name, content_type)
+
+    async def save_async(
+        self, source: Source | AsyncIterable[bytes], name: str | None = None, content_type: str | None = None
+    ) -> JobFile:
+        """`save` for `async def` tasks; `source` may also be an async iterable of bytes."""
+        return await self.files.save_async(source, name, content_type)
+
     @overload
     def track(self, items: Iterable[T], total: float | None = None, message: str | None = None) -> Tracked[T]: ...
     @overload
@@ -122,6 +140,14 @@ class JobContext(Gauge):
         if isinstance(items, AsyncIterable):
             return AsyncTracked(self, items, total, message)
         return Tracked(self, items, total, message)
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def text(value: object) -> str:

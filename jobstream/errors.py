@@ -21,6 +21,11 @@ JobstreamError
 ├── PreconditionFailed      412  what is to be changed is not as the caller believes
 ├── JobGone                 410  the job was cancelled, purged or has expired
 ├── JobConflict             409  the job's state does not allow the request
+├── FileNotFound            404  no file of that name belongs to the job
+├── RangeNotSatisfiable     416  the file has no such bytes
+├── FileMissing             500  the storage lacks a file that the job says it has
+├── StorageFull             507  there is no room for files
+├── StorageUnavailable      503  files cannot be kept or read for the moment
 ├── PayloadTooLarge         413  the body, a field or a file is too large
 ├── UnsupportedMediaType    415  the body's media type is not accepted here
 ├── RedisUnavailable        503  Redis is away, full or read-only for the moment
@@ -292,6 +297,61 @@ class JobConflict(JobstreamError):
 
     status = 409
     code = "job-conflict"
+
+
+class FileNotFound(JobstreamError):
+    """The job has no such file
+
+    `GET /jobs/{id}/files` lists those that it has.
+    """
+
+    status = 404
+    code = "file-not-found"
+
+
+class RangeNotSatisfiable(JobstreamError):
+    """The file has no such bytes
+
+    `Content-Range` says how many it has.
+
+    `size`: in bytes.
+    """
+
+    status = 416
+    code = "range-not-satisfiable"
+
+    def __init__(self, detail: str = "", *, size: int) -> None:
+        super().__init__(detail)
+        self.size = size
+
+
+class FileMissing(JobstreamError):
+    """A file of the job is not in the storage
+
+    The job says that it has it. API and workers may look in different places: they must share one storage.
+    """
+
+    code = "file-missing"
+
+
+class StorageFull(JobstreamError):
+    """There is no room for files
+
+    Nothing was accepted, and nothing of the upload was kept.
+    """
+
+    status = 507
+    code = "storage-full"
+
+
+class StorageUnavailable(JobstreamError):
+    """The storage of files is away for the moment
+
+    Nothing was accepted. Try again after `Retry-After`.
+    """
+
+    status = 503
+    code = "storage-unavailable"
 
 
 class PayloadTooLarge(JobstreamError):

@@ -32,6 +32,10 @@ TOMBSTONE: Final = "jobstream:gone:"
 IDEMPOTENCY: Final = "jobstream:idempotency:"
 """hash per Idempotency-Key of an owner's and a task's: `by`, the request that holds it, PX a lease; then `print`
 and the record as first answered, 24 h. Of a batch (its task: `jobs/batch`) `first`: its ids count up from there."""
+UPLOAD: Final = "jobstream:upload:"
+"""string, the job's files are arriving: no sweep may take them for somebody's leavings; an hour after the last sign."""
+FILES_SWEPT: Final = "jobstream:files:swept"
+"""string, a worker has just looked through the bucket of all files; ten minutes."""
 EVENTS: Final = "jobstream:events:"
 """channel, one message per event of a job: `<version> <kind> <ms> <data>`."""
 
@@ -199,6 +203,11 @@ def log(job_id: str) -> str:
 def tombstone(job_id: str) -> str:
     """string, see TOMBSTONE."""
     return TOMBSTONE + job_id
+
+
+def upload(job_id: str) -> str:
+    """string, see UPLOAD."""
+    return UPLOAD + job_id
 
 
 def events(job_id: str) -> str:

@@ -156,6 +156,8 @@ class Submission:
     max_attempts: int = 1
     job_id: str | None = None
     owner: str | None = None
+    files: Sequence[Mapping[str, Any]] = ()
+    """The uploads that the input names: they can be downloaded while the record lives."""
 
 
 @dataclass(frozen=True)
@@ -249,17 +251,20 @@ class Queue:
         key: str = "",
         fingerprint: str = "",
         on_quota: Callable[[Quota], None] = lambda quota: None,
+        files: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Job, bool]:
         """`submit` under an idempotency key: the job, and whether it is that of an earlier request.
 
         Of an earlier request it is the job as that was answered, whatever has become of it. `key`: unique per owner and
         task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours. `on_quota` is told what the
-        owner may still submit, if that is limited.
+        owner may still submit, if that is limited. `files`: the uploads that the input names.
         Raises IdempotencyMismatch when the key stands for a request with another fingerprint, IdempotencyInFlight while
         another one holds it.
         """
         new = _NewJob.of(
-            Submission(task, data, options or _DEFAULTS, default_queue, default_ttl, max_attempts, job_id, owner),
+            Submission(
+                task, data, options or _DEFAULTS, default_queue, default_ttl, max_attempts, job_id, owner, files
+            ),
             words=self._words,
         )
         before: list[Argument] = [*new.head, round(LIVE_SECONDS * 1000), new.tags]
@@ -581,6 +586,8 @@ class _NewJob(NamedTuple):
             fields["owner"] = owner
         if options.callback_url is not None:
             fields["callback_url"] = options.callback_url
+        if wanted.files:
+            fields["files"] = msgspec.json.encode(wanted.files).decode()
         if said := words_of(wanted.data, tags=options.tags, limit=words):
             fields["words"] = " ".join(said)
         return cls(

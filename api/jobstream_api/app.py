@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.resources
 from collections.abc import AsyncIterator
-from importlib import resources
 from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -28,6 +28,7 @@ from jobstream_api.routes import (
     batches,
     bulk,
     events,
+    files,
     health,
     jobs,
     metrics,
@@ -88,6 +89,7 @@ def _router(service: Service, authenticate: Authenticate | None) -> APIRouter:
         batch_resource,
         bulk,
         jobs,
+        files,
         events,
         tickets,
         webhooks,
@@ -146,7 +148,7 @@ def _add_docs(app: FastAPI, service: Service) -> None:
     """`/`, `/openapi.json`, and the documentation pages with their scripts from this machine: they work offline."""
     document = OpenApi(app, service)
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
-    static = Path(str(resources.files("fastapi_offline"))) / "static"
+    static = Path(str(importlib.resources.files("fastapi_offline"))) / "static"
     app.mount("/static/docs", StaticFiles(directory=static), name="docs-static")
 
     @app.get("/", include_in_schema=False, dependencies=[PUBLIC])

@@ -261,7 +261,7 @@ class Handover:
     async def _storage(self) -> tuple[Queue, FileStore]:
         if self._service is not None:
             return self._service.queue, self._service.files
-        return await _queue_of_this_loop(), FileStore(_settings().files_dir)
+        return await _queue_of_this_loop(), FileStore.at(_settings().files_place)
 
     async def _owner(self) -> str | None:
         """Whose jobs they are: those of the caller, if the app says who that is."""

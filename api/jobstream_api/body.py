@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,7 +15,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from jobstream.errors import FieldError, InvalidInput, MalformedBody, PayloadTooLarge, UnsupportedMediaType
-from jobstream.files import FileStore
+from jobstream.files import CHUNK_BYTES, FileLimits, FileStore, is_of_type
 from jobstream.task import json_pointer
 from jobstream_api.coming import declared_length
 from jobstream_api.settings import ApiSettings
@@ -23,6 +24,7 @@ from jobstream_api.validation import InputValidator
 ACCEPTED = "application/json, multipart/form-data, application/x-www-form-urlencoded"
 _PART_HEADER_BYTES = 16_384
 _FIELDS_MAX = 1_000
+HOLD_AGAIN_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class BodyReader:
     settings: ApiSettings
     files: FileStore
     job_id: str
+    hold: Callable[[str], Awaitable[None]]
+    """Called before the first upload is stored, and again while they arrive: the job's id is in use."""
+    stored: list[dict[str, Any]] = field(default_factory=list)
+    """The uploads so far: the files of the job."""
 
     def check_head(self) -> None:
         """Raises what the headers alone tell: UnsupportedMediaType, and PayloadTooLarge for a declared length."""
@@ -126,13 +132,31 @@ class BodyReader:
             )
         if number > self.settings.max_files:
             raise PayloadTooLarge(f"A job may have {self.settings.max_files} files")
+        limits = FileLimits.of(self.validator.properties[part.name])
+        for types in filter(None, (self.settings.accepted_file_types, limits.types)):
+            if not is_of_type(part.content_type, types):
+                raise UnsupportedMediaType(f"Files in {part.name[:64]!r} are {', '.join(types)}")
+        limit = min(limit, limits.max_bytes or limit)
+        await self.hold(self.job_id)
+        held = asyncio.get_running_loop().time()
         writer = self.files.create(self.job_id, number, name=part.file_name or "", content_type=part.content_type)
         async with writer:
+            waiting = bytearray()  # a trip to a thread costs as much as the piece that a network read brings
             async for piece in part.pieces:
-                if writer.size + len(piece) > limit:
+                waiting += piece
+                if writer.size + len(waiting) > limit:
                     raise PayloadTooLarge(f"A file may hold {limit} bytes")
-                await writer.write(piece)
-        return writer.file.model_dump()
+                if len(waiting) >= CHUNK_BYTES:
+                    await writer.write(bytes(waiting))
+                    waiting.clear()
+                    if asyncio.get_running_loop().time() - held > HOLD_AGAIN_SECONDS:
+                        held = asyncio.get_running_loop().time()
+                        await self.hold(self.job_id)
+            if waiting:
+                await writer.write(bytes(waiting))
+        file = writer.file.model_dump()
+        self.stored.append(file)
+        return file
 
     def _file_value(self, name: str, files: list[dict[str, Any]]) -> Any:
         if takes_many(self.validator.properties[name]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,6 +153,9 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
         "cancel": _link("cancel", "Stop the job"),
         "purge": _link(f"delete_{task.name}", "Stop the job and forget it"),
     }
+    download: dict[str, Any] = {}
+    if not task.output_schema or FILE_MARK in json.dumps(task.output_schema):
+        download = {"303": {"description": "The result is a file", "headers": _headers("Location", "Link")}}
     job_id = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
     document["paths"][f"/{task.name}"] = {
         "post": {
@@ -170,6 +174,7 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
                     ),
                     "content": result,
                 },
+                **download,
                 str(task.accepted_status): {
                     "description": "Accepted: poll `Location` for the result, or follow the events",
                     "headers": _headers(
@@ -197,6 +202,7 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
             "parameters": [job_id, _PREFER, _IF_NONE_MATCH],
             "responses": {
                 "200": {"description": "The result", "headers": _headers("ETag", "Link"), "content": result},
+                **download,
                 "202": {
                     "description": "Not done yet",
                     "headers": _headers("ETag", "Link", "Retry-After"),

@@ -32,7 +32,9 @@ from jobstream.errors import (
     OverQuota,
     PathNotFound,
     QueueFull,
+    RangeNotSatisfiable,
     RedisUnavailable,
+    StorageUnavailable,
     Unauthorized,
 )
 from jobstream.problem import placed, problem
@@ -43,6 +45,7 @@ logger = logging.getLogger("jobstream.api")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS: dict[type[JobstreamError], int] = {
+    StorageUnavailable: 5,
     RedisUnavailable: 2,  # a restart of Redis, or the promotion of a replica
     Draining: 1,  # another process answers already
     IdempotencyInFlight: 1,
@@ -88,6 +91,8 @@ def _headers(error: JobstreamError) -> dict[str, str]:
         return {"Retry-After": str(error.retry_after), **error.quota.headers()}
     if isinstance(error, QueueFull):
         return {"Retry-After": str(error.retry_after)}
+    if isinstance(error, RangeNotSatisfiable):  # RFC 9110, section 14.4
+        return {"Content-Range": f"bytes */{error.size}"}
     retry_after = RETRY_AFTER_SECONDS.get(type(error))
     return {"Retry-After": str(retry_after)} if retry_after else {}
 

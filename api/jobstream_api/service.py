@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
 
+from jobstream import keys
 from jobstream.cancellation import cancel
 from jobstream.catalogue import Announcement, find, read_catalogue, read_version
 from jobstream.egress import EgressPolicy
-from jobstream.errors import RedisUnavailable, UnknownTask
+from jobstream.errors import RedisUnavailable, StorageUnavailable, UnknownTask
 from jobstream.files import FileStore
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
@@ -37,6 +38,9 @@ REFRESH_SECONDS = 1.0
 
 MISS_SECONDS = 0.2
 """An unknown task's name makes us look at once, but not more often than this."""
+
+UPLOAD_SECONDS = 3600
+"""How long files that arrive are nobody's leavings, after the last sign of their arriving."""
 
 
 class TaskBook:
@@ -107,7 +111,7 @@ class Service:
         )
         self.authenticate: Authenticate | None = None
         """By which the app that includes the router says who is asking."""
-        self.files = FileStore(settings.files_dir)
+        self.files = FileStore.at(settings.files_place)
         self.uploads_in_doubt: set[str] = set()
         """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""
         self.targets = Targets(EgressPolicy.parse(settings.webhook_allow))
@@ -169,10 +173,21 @@ class Service:
                     logger.exception("the catalogue cannot be read")
             await asyncio.sleep(REFRESH_SECONDS)
 
+    async def hold_upload(self, job_id: str) -> None:
+        """Say that files of this job arrive. Raises redis-py's errors: what cannot be stored need not arrive."""
+        await self.client.set(keys.upload(job_id), "1", ex=UPLOAD_SECONDS)
+
+    async def drop_files(self, job_id: str) -> None:
+        """Remove what the job owns; what cannot be removed now is left to the workers' sweep."""
+        try:
+            await asyncio.to_thread(self.files.remove, job_id)
+        except StorageUnavailable as error:
+            logger.warning("job %s: its files are removed later: %s", job_id, error.detail)
+
     async def _settle_uploads(self) -> None:
         for job_id in list(self.uploads_in_doubt):
             if await read_record(self.client, job_id) is None:
-                await asyncio.to_thread(self.files.remove, job_id)
+                await self.drop_files(job_id)
             self.uploads_in_doubt.discard(job_id)
 
     async def ping(self, timeout: float) -> None:

@@ -40,6 +40,18 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings, Lo
     max_batch_bytes: int = Field(32 * 1024**2, ge=1, description="Largest body of POST /jobs/batch.")
     max_file_bytes: int = Field(2 * 1024**3, ge=1, description="Largest uploaded file.")
     max_files: int = Field(100, ge=1, description="Uploaded files per job.")
+    file_types: str = Field(
+        "",
+        description="Media types that uploads may have, separated by commas: image/*,application/pdf. Empty: any. "
+        "What a client says of its file is not proof of what is in it.",
+    )
+    files_link_seconds: int = Field(
+        60,
+        ge=0,
+        le=86_400,
+        description="With files on S3: downloads are sent to the bucket by a link that is signed for so long; "
+        "0: they go through the API, for clients that cannot reach the bucket.",
+    )
     queue_depth: int = Field(
         0,
         ge=0,
@@ -65,6 +77,11 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings, Lo
     def _rate(cls, value: str) -> str:
         Rate.parse(value)
         return value
+
+    @property
+    def accepted_file_types(self) -> tuple[str, ...]:
+        """JOBSTREAM_FILE_TYPES as a tuple."""
+        return tuple(word.strip().lower() for word in self.file_types.split(",") if word.strip())
 
     @property
     def submit_limits(self) -> SubmitLimits:

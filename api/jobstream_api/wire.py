@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from jobstream.batch import Batch
 from jobstream.errors import JobGone
+from jobstream.files import JobFile, file_result
 from jobstream.job import Job, JobStatus, Record, job_from_record
 from jobstream.problem import problem
 from jobstream_api.preferences import Preferences, parse_preferences
@@ -77,8 +78,17 @@ def result_response(record: Record, service: Service, *, headers: dict[str, str]
         return problem_response(gone, instance=job.links.result, prefix=service.prefix, headers=headers)
     if job.error is not None:
         return problem_response(job.error.model_dump(), instance=job.links.result, headers=headers)
+    if (file := file_result(record.get(b"result"), job.id)) is not None:
+        headers["Location"] = file_url(file, service.prefix)
+        return Response(file.model_dump_json(), status_code=303, media_type="application/json", headers=headers)
     headers["ETag"] = etag(job.version)
     return Response(record.get(b"result", b"null"), media_type="application/json", headers=headers)
+
+
+def file_url(file: JobFile, prefix: str) -> str:
+    """Where a file of a job is downloaded."""
+    job_id, _, name = file.key.partition("/")
+    return f"{prefix}/jobs/{job_id}/files/{name}"
 
 
 def not_modified(version: int, headers: dict[str, str]) -> Response:

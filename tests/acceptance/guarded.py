@@ -15,6 +15,7 @@ from arq.connections import ArqRedis
 from jobstream.apikeys import create_key
 from jobstream.caller import Scope
 from jobstream.catalogue import WorkerInfo, beat
+from jobstream.files import FileStore
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource
 from jobstream.task import Task, task
@@ -38,6 +39,7 @@ class Guarded:
     url: str
     client: ArqRedis
     queue: Queue
+    files: FileStore
     keys: dict[str, str] = field(default_factory=dict)
 
     async def key(self, tenant: str, *scopes: Scope, lifetime: float | None = None) -> str:
@@ -66,7 +68,7 @@ async def guarded(source: RedisSource, **settings: Any) -> AsyncIterator[Guarded
             while not server.started:
                 await asyncio.sleep(0.01)
                 assert not serving.done(), serving
-        yield Guarded(f"http://127.0.0.1:{chosen.port}", client, Queue(client))
+        yield Guarded(f"http://127.0.0.1:{chosen.port}", client, Queue(client), FileStore.at(chosen.files_place))
     finally:
         server.handle_exit(signal.SIGTERM, None)
         await serving

@@ -45,7 +45,7 @@ class Service:
             self._start("-m", "jobstream_cli", "dev", "--redis", "fake", "--port", str(self.port))
         else:
             self.start_api()
-            self.start_worker()
+            self.start_worker(self._settings.get("JOBSTREAM_TASKS", TASKS))
         self.wait_until(lambda: self._workers() > 0, "no worker has announced itself")
         self.wait_until(lambda: self.knows("echo"), "the API has not heard of the worker's tasks")
 
@@ -54,6 +54,12 @@ class Service:
         self._api = api = self._start("-m", "jobstream_api.main", **settings)
         self.wait_until(lambda: self._answers("/livez"), "the API does not answer")
         return api
+
+    @property
+    def api_pid(self) -> int:
+        """The API process that was started last."""
+        assert self._api is not None
+        return self._api.pid
 
     def kill_api(self) -> None:
         """SIGKILL for the API process that was started last."""

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from jobstream.caller import Scope
 from jobstream.fake import FakeSource
-from jobstream.job import Job
+from jobstream.job import Job, job_ids, new_job_id
 from jobstream.queue import Submission
 from jobstream.redis import RedisSource, UrlSource
 from jobstream.schedules import Definition, Found, ScheduleId, get_schedule, put_schedule
@@ -54,6 +54,7 @@ class Case(NamedTuple):
         path = path.replace("{schedule_name}", "nightly?owner=acme") if self.path.endswith("{schedule_name}") else path
         path = path.replace("{schedule_name}", "nightly") + ("?owner=acme" if "{schedule_name}/" in self.path else "")
         path = path.replace("{batch_id}", batch_id)
+        path = path.replace("{file}", "1")
         return path.replace("{webhook_id}", webhook_id).replace("{delivery_id}", delivery_id)
 
     @property
@@ -127,7 +128,7 @@ def test_the_matrix_is_not_empty() -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["redis", "fakeredis"])
-async def service(request: pytest.FixtureRequest) -> AsyncIterator[Guarded]:
+async def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Guarded]:
     """One for all of these tests: each has a job and keys of its own."""
     if request.param == "fakeredis":
         source: RedisSource = FakeSource()
@@ -135,14 +136,19 @@ async def service(request: pytest.FixtureRequest) -> AsyncIterator[Guarded]:
         source = UrlSource(request.getfixturevalue("redis_server").url, kind="child")
         with source.sync_client() as client:
             client.flushall()
-    async with guarded(source) as service:
+    async with guarded(source, files_dir=tmp_path_factory.mktemp("files")) as service:
         yield service
 
 
-async def job_of(service: Guarded, owner: str) -> Job:
-    """A job, in a batch."""
-    stored, _ = await service.queue.submit_batch([Submission("quiet", {}, owner=owner)], owner=owner)
-    return await service.queue.get(stored.job_ids[0])
+async def job_of(service: Guarded, owner: str | None) -> Job:
+    """A job with a file, in a batch."""
+    batch_id = new_job_id()
+    _, job_id = job_ids(batch_id, 2)
+    async with service.files.create(job_id, 1, name="a", content_type=None) as writer:
+        await writer.write(b"x")
+    submission = Submission("quiet", {}, owner=owner, files=[writer.file.model_dump()])
+    await service.queue.submit_batch([submission], owner=owner, batch_id=batch_id)
+    return await service.queue.get(job_id)
 
 
 async def webhook_of(service: Guarded, owner: str) -> tuple[str, str]:
@@ -233,7 +239,7 @@ class TestEveryGuardedRoute:
         if not case.of_a_job:
             return  # what it shows of others is tested below
         job, unknown = await job_of(service, "acme"), "01AAAAAAAAAAAAAAAAAAAAAAAA"
-        nobodys = await service.queue.submit("quiet", {})
+        nobodys = await job_of(service, None)
         key = await service.key("globex")
         answers = [await ask(service, case, job_id, key) for job_id in (job.id, nobodys.id, unknown)]
         shapes = [

@@ -12,7 +12,18 @@ from typing import Any
 import pydantic
 
 from jobstream.context import JobContext, text
-from jobstream.errors import InvalidInput, InvalidOutput, JobCancelled, JobstreamError, Retry, TaskError, TaskRaised
+from jobstream.errors import (
+    FileMissing,
+    InvalidInput,
+    InvalidOutput,
+    JobCancelled,
+    JobstreamError,
+    Retry,
+    StorageFull,
+    StorageUnavailable,
+    TaskError,
+    TaskRaised,
+)
 from jobstream.retry import RetryPolicy
 from jobstream.task import Task, field_errors
 
@@ -21,6 +32,9 @@ DETAIL_LENGTH = 8_192
 
 NEVER = RetryPolicy(retry_on=())
 """Input and result are as wrong the next time."""
+
+OF_FILES = (FileMissing, StorageFull, StorageUnavailable)
+"""What `job.files` and `job.save` raise: the storage is at fault, not the task."""
 
 Asked = Callable[[], bool]
 """Whether somebody told the attempt to stop: only then is a cancellation what it says."""
@@ -33,7 +47,7 @@ def call(task: Task, data: object, job: JobContext, cancelled: threading.Event) 
     CancelledError.
     """
     arguments = _arguments(task, data, job, cancelled.is_set)
-    with _user_code(TaskError, Retry, asked=cancelled.is_set, policy=task.retry):
+    with _user_code(TaskError, Retry, *OF_FILES, asked=cancelled.is_set, policy=task.retry):
         value = task.function(**arguments)
     return _result(task, value, cancelled.is_set)
 
@@ -48,7 +62,7 @@ async def call_async(task: Task, data: object, job: JobContext, cancelled: threa
         return cancelled.is_set() or current.cancelling() > before
 
     arguments = _arguments(task, data, job, asked)
-    with _user_code(TaskError, Retry, asked=asked, policy=task.retry):
+    with _user_code(TaskError, Retry, *OF_FILES, asked=asked, policy=task.retry):
         value = await task.function(**arguments)
     return _result(task, value, asked)
 

@@ -27,6 +27,7 @@ from jobstream.context import JobContext
 from jobstream.errors import JobCancelled, JobstreamError, Retry
 from jobstream.files import FileStore
 from jobstream.outbox import Outbox
+from jobstream.storage import Place
 from jobstream_workers.call import call, task_raised
 from jobstream_workers.frames import (
     LENGTH_BYTES,
@@ -99,6 +100,7 @@ class Child:
             return answer_of(task_raised(error))
 
     def _run(self, start: Start, outbox: Outbox) -> Answer:
+        files = self._files.of(start.job_id, scratch=Path(start.scratch) if start.scratch else None)
         try:
             logs.run_alone(logs.JobLine(start.job_id, start.attempt, start.task, start.trace_id))
             task = find_task(start.reference, start.task)
@@ -109,12 +111,14 @@ class Child:
                 attempt=start.attempt,
                 max_attempts=start.max_attempts,
                 outbox=outbox,
-                files=self._files.of(start.job_id),
+                files=files,
                 cancelled=self._cancelled,
             )
             return Returned(call(task, msgspec.json.decode(start.data), job, self._cancelled))
         except (JobstreamError, Retry) as error:
             return answer_of(error)
+        finally:
+            files.close()
 
     def _interrupt(self, number: int, at: FrameType | None) -> None:
         """Ends the task where it stands, once, and only if the worker said so on the socket.
@@ -197,14 +201,14 @@ def die_with_the_writer_of(pipe: int) -> None:
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """`python -m jobstream_workers.child SOCKET_FD FILES_ROOT LOGS SYS_PATH…`, with a pipe from its worker as stdin."""
-    descriptor, files, told, *path = arguments
+    """`python -m jobstream_workers.child SOCKET_FD PLACE LOGS SYS_PATH…`, with a pipe from its worker as stdin."""
+    descriptor, place, told, *path = arguments
     sys.path[:] = path
     logs.configure_child(told)
     die_with_the_writer_of(os.dup(0))
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    Child(socket.socket(fileno=int(descriptor)), FileStore(Path(files)), told).serve()
+    Child(socket.socket(fileno=int(descriptor)), FileStore.at(Place.load(place)), told).serve()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -59,7 +62,8 @@ class Executors:
         self._queue = queue
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="jobstream")
         self._threads_busy = 0
-        self._processes = ProcessPool(processes, files=files.root, kill_grace=kill_grace)
+        self._scratch = Path(tempfile.mkdtemp(prefix="jobstream-")) if files.storage.place.url else None
+        self._processes = ProcessPool(processes, place=files.storage.place, kill_grace=kill_grace)
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,6 +74,8 @@ class Executors:
         await self._processes.close()
         # A thread that runs cannot be ended, and waiting for it here would stop the event loop.
         self._threads.shutdown(wait=not self._threads_busy, cancel_futures=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def run(self, execution: Execution) -> bytes:
         """Run the attempt; give the result as JSON.
@@ -79,14 +85,16 @@ class Executors:
         that awaits this stops the attempt: CancelledError is raised as soon as the function has really ended.
         """
         try:
-            if execution.task.executor != "process":
-                execution.begun()
             match execution.task.executor:
                 case "loop":
-                    return await call_async(
-                        execution.task, execution.data, self._context(execution), execution.cancelled
-                    )
+                    execution.begun()
+                    job = self._context(execution)
+                    try:
+                        return await call_async(execution.task, execution.data, job, execution.cancelled)
+                    finally:
+                        job.files.close()
                 case "thread":
+                    execution.begun()
                     return await self._in_thread(execution)
                 case "process":
                     return await self._in_process(execution)
@@ -97,12 +105,13 @@ class Executors:
             raise
 
     async def _in_thread(self, execution: Execution) -> bytes:
+        job = self._context(execution)
         work = self._threads.submit(
             contextvars.copy_context().run,
             call,
             execution.task,
             execution.data,
-            self._context(execution),
+            job,
             execution.cancelled,
         )
         ended = asyncio.wrap_future(work)
@@ -117,10 +126,13 @@ class Executors:
             raise
         finally:
             self._threads_busy -= 1
+            job.files.close()
 
     async def _in_process(self, execution: Execution) -> bytes:
         task = execution.task
         check_importable(task.reference, task.name)
+        # A child that is killed cannot tidy up. Without a directory, files of this machine have paths already.
+        scratch = self._scratch / f"{execution.job_id}-{execution.attempt}" if self._scratch else None
         start = Start(
             reference=task.reference,
             task=task.name,
@@ -128,8 +140,13 @@ class Executors:
             job_id=execution.job_id,
             attempt=execution.attempt,
             max_attempts=execution.max_attempts,
+            scratch=str(scratch or ""),
         )
-        return await self._processes.run(start, execution.outbox, execution.begun)
+        try:
+            return await self._processes.run(start, execution.outbox, execution.begun)
+        finally:
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def _context(self, execution: Execution) -> JobContext:
         on_loop = execution.task.executor == "loop"

@@ -8,10 +8,13 @@ from jobstream.context import text
 from jobstream.errors import (
     ConfigurationError,
     FieldError,
+    FileMissing,
     InvalidInput,
     InvalidOutput,
     JobstreamError,
     Retry,
+    StorageFull,
+    StorageUnavailable,
     TaskError,
     TaskRaised,
 )
@@ -30,6 +33,8 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     attempt: int
     max_attempts: int
     trace_id: str | None = None
+    scratch: str = ""
+    """Where copies of files may be put; the worker removes it."""
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
@@ -85,6 +90,11 @@ Request = Start | Stop
 Answer = Returned | Failed | Refused | Raised | Again
 Reply = Said | Answer
 
+_PLAIN: dict[str, type[JobstreamError]] = {
+    error.code: error for error in (InvalidOutput, FileMissing, StorageFull, StorageUnavailable)
+}
+"""Errors of which the detail says all."""
+
 _encoder = msgspec.msgpack.Encoder()
 requests = msgspec.msgpack.Decoder(Request)
 replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
@@ -123,7 +133,7 @@ def error_of(answer: Failed | Refused | Raised | Again) -> JobstreamError | Retr
             return Retry(answer.detail, after=answer.after)
         case Failed(kind=InvalidInput.code):
             return InvalidInput(answer.detail, errors=answer.errors)
-        case Failed(kind=InvalidOutput.code):
-            return InvalidOutput(answer.detail)
+        case Failed(kind=kind) if kind in _PLAIN:
+            return _PLAIN[kind](answer.detail)
         case _:
             return ConfigurationError(answer.detail)

@@ -10,12 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 from jobstream import logs
 from jobstream.errors import TaskCrashed
 from jobstream.outbox import Outbox
+from jobstream.storage import Place
 from jobstream_workers.frames import (
     LENGTH_BYTES,
     Answer,
@@ -41,9 +41,9 @@ class ProcessPool:
     a module half imported.
     """
 
-    def __init__(self, size: int, *, files: Path, kill_grace: float) -> None:
+    def __init__(self, size: int, *, place: Place, kill_grace: float) -> None:
         self._slots = asyncio.Semaphore(size)  # wakes its waiters in their order
-        self._files = files
+        self._place = place
         self._kill_grace = kill_grace
         self._idle: list[_Child] = []
         self._alive: set[_Child] = set()
@@ -90,7 +90,7 @@ class ProcessPool:
                 return child
             await uninterrupted(self._remove(child))
         try:
-            child = _Child(self._files)
+            child = _Child(self._place)
         except OSError as error:
             raise TaskCrashed(f"No process could be started: {error}") from error
         self._alive.add(child)
@@ -113,7 +113,7 @@ class ProcessPool:
 class _Child:
     """One child process and the socket to it."""
 
-    def __init__(self, files: Path) -> None:
+    def __init__(self, place: Place) -> None:
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)  # noqa: FBT003 (the standard library's name for it)
         self._sending = asyncio.Lock()
@@ -121,7 +121,7 @@ class _Child:
         self._outbox: Outbox | None = None
         # Absolute paths: a task may change the child's working directory.
         path = [entry or os.getcwd() for entry in sys.path]
-        arguments = [str(theirs.fileno()), str(files.absolute()), logs.in_force(), *path]
+        arguments = [str(theirs.fileno()), place.dump(), logs.in_force(), *path]
         with theirs:
             try:
                 self._process = subprocess.Popen(

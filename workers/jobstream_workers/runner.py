@@ -25,6 +25,8 @@ from jobstream.errors import (
     PayloadExpired,
     PayloadUnreadable,
     Retry,
+    StorageFull,
+    StorageUnavailable,
     TaskCrashed,
     TaskError,
     TaskMissing,
@@ -427,7 +429,7 @@ def _worth_another(error: JobstreamError, task: Task) -> bool:
             return error.retryable
         case TaskTimeout():
             return task.retry.admits(TimeoutError())
-        case TaskCrashed():
+        case TaskCrashed() | StorageFull() | StorageUnavailable():
             return task.retry.admits(error)
         case _:
             return False

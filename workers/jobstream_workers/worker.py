@@ -24,7 +24,7 @@ from redis.asyncio.client import PubSub
 from jobstream import catalogue, keys, store
 from jobstream.cancellation import cancel
 from jobstream.catalogue import WorkerInfo
-from jobstream.errors import ConfigurationError
+from jobstream.errors import ConfigurationError, StorageUnavailable
 from jobstream.files import FileStore
 from jobstream.job import WEBHOOKS_QUEUE
 from jobstream.queue import Queue
@@ -45,6 +45,7 @@ from jobstream_workers.claim import (
 )
 from jobstream_workers.courier import Courier
 from jobstream_workers.executors import Executors
+from jobstream_workers.file_sweeper import FileSweeper
 from jobstream_workers.health import HealthServer, Pulse
 from jobstream_workers.lease import LeaseKeeper, Verdict
 from jobstream_workers.meter import Meter
@@ -61,8 +62,6 @@ BEAT_LIFE_SECONDS = 15.0
 MAIL_SECONDS = 2.0
 """Fallback poll for webhooks whose wake-up was lost."""
 SWEEP_SECONDS = 60.0
-ORPHAN_SECONDS = 3600.0
-"""An upload's directory whose job has no record is removed after this time: the submit may still be under way."""
 
 
 def new_worker_id() -> str:
@@ -101,7 +100,8 @@ class Worker(ArqWorker):
         self._all_tasks = {**tasks, self._courier.task.name: self._courier.task}
         self._delivering = 0
         self._mail = asyncio.Event()
-        self._files = FileStore(settings.files_dir)
+        self._files = FileStore.at(settings.files_place)
+        self._sweeper = FileSweeper(self._files, client)
         self._rotation = Rotation(settings.queue_weights)
         self._limits = {name: task.max_running for name, task in tasks.items() if task.max_running is not None}
         self._task_list = task_list(tasks)
@@ -425,12 +425,11 @@ class Worker(ArqWorker):
         """Expired records leave the indexes, and their uploads the disk; so do uploads that no job owns."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            for job_id in await store.sweep(self.pool, queues=(*self._settings.queue_names, WEBHOOKS_QUEUE)):
-                await asyncio.to_thread(self._files.remove, job_id)
-            for job_id, changed in (await asyncio.to_thread(self._files.owners)).items():
-                old = time.time() - changed > ORPHAN_SECONDS
-                if old and await store.read_record(self.pool, job_id) is None:
-                    await asyncio.to_thread(self._files.remove, job_id)
+            gone = await store.sweep(self.pool, queues=(*self._settings.queue_names, WEBHOOKS_QUEUE))
+            try:
+                await self._sweeper.tidy(gone)
+            except StorageUnavailable as error:
+                logger.warning("files are tidied up later: %s", error.detail)
 
     async def _drain(self, seconds: float) -> None:
         """Give running jobs their time."""

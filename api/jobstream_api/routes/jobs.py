@@ -112,12 +112,12 @@ def add_routes(router: APIRouter, service: Service) -> None:
         responses={202: {"model": Job, "description": "It runs: it is stopped, then forgotten"}},
     )
     async def purge(job_id: str, caller: Canceller) -> Response:
-        return purged(await service.queue.purge(job_id, owner=caller.sees), service)
+        return await purged(await service.queue.purge(job_id, owner=caller.sees), service)
 
 
-def purged(outcome: Outcome, service: Service) -> Response:
+async def purged(outcome: Outcome, service: Service) -> Response:
     """The answer to a DELETE. A running job's files go when it has stopped, by the workers' sweep."""
     if outcome.stopping:
         return job_response(outcome.job, status=202)
-    service.files.remove(outcome.job.id)
+    await service.drop_files(outcome.job.id)
     return Response(status_code=204)

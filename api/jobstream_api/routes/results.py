@@ -145,7 +145,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     @router.delete("/{task:task}/{job_id}", include_in_schema=False)
     async def purge(task: str, job_id: str, caller: Canceller) -> Response:
         _check_task(await service.queue.get(job_id, owner=caller.sees), task)
-        return purged(await service.queue.purge(job_id, owner=caller.sees), service)
+        return await purged(await service.queue.purge(job_id, owner=caller.sees), service)
 
 
 async def _store(
@@ -160,7 +160,7 @@ async def _store(
 ) -> tuple[Job, bool]:
     """Read the body and store the job: the job, and whether it is that of an earlier request under the same key."""
     announced, job_id = validator.task, new_job_id()
-    reader = BodyReader(request, validator, service.settings, service.files, job_id)
+    reader = BodyReader(request, validator, service.settings, service.files, job_id, service.hold_upload)
     async with contextlib.AsyncExitStack() as stack:
         replays = False
         if key:  # before the body is read: while it arrives, the key is in use
@@ -182,15 +182,16 @@ async def _store(
                 key=key,
                 fingerprint=_fingerprint(request, data, validator) if key else "",
                 on_quota=on_quota,
+                files=reader.stored,
             )
         except BaseException as error:
             if isinstance(error, Exception) and not is_unavailable(error):
-                service.files.remove(job_id)
+                await service.drop_files(job_id)
             else:  # cut off, or Redis did not answer: it may have been stored, and need its files
                 service.uploads_in_doubt.add(job_id)
             raise
     if replayed:
-        service.files.remove(job_id)
+        await service.drop_files(job_id)
     return job, replayed
 
 
@@ -230,6 +231,8 @@ async def _result_data(
     if task is None:
         headers["Content-Location"] = job_from_record(record, prefix=service.prefix).links.result
     response = result_response(record, service, headers=headers)
+    if "location" in response.headers and (ticket := request.query_params.get(PARAMETER)) is not None:
+        response.headers["location"] += f"?{urlencode({PARAMETER: ticket})}"  # a link has no other credentials
     if response.status_code < 300 and matches(request, int(record[b"version"])):
         return not_modified(int(record[b"version"]), {**BY_PREFERENCE_AND_KIND, **headers})
     return response
