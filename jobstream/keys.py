@@ -65,10 +65,11 @@ EXPIRY: Final = "jobstream:expiry"
 """zset `id task tag tag… =owner ~word~word… !batch` → ms when the record expires; the sweep takes what is due out of
 all indexes."""
 
-WAKE: Final = "jobstream:wake:"
-"""channel per queue: a job is waiting."""
+IDLE: Final = "jobstream:idle:"
+"""zset per queue, worker id → minus the free slots that it found no job for; one leaves when it is woken, or full; an
+hour after the last claim."""
 CONTROL: Final = "jobstream:control:"
-"""channel per worker: `cancel <id>`."""
+"""channel per worker: `cancel <id>`, and `claim <queue>`, the wake-up: a job is waiting."""
 PARKED: Final = "jobstream:parked:"
 """zset per task id → ms when it was due: jobs held back because `max_running` others run; a day after the last one.
 Those of owners are in zsets of theirs, `<task> <owner>`, and `=<owner>` stands here, by when its turn came."""
@@ -215,9 +216,9 @@ def events(job_id: str) -> str:
     return EVENTS + job_id
 
 
-def wake(queue: str) -> str:
-    """channel, see WAKE; `queue` is the name, not the key."""
-    return WAKE + queue
+def idle(queue: str) -> str:
+    """zset, see IDLE; `queue` is the name, not the key."""
+    return IDLE + queue
 
 
 def control(worker_id: str) -> str:

@@ -250,7 +250,16 @@ if number > 0 and #answer > 1 then
   redis.call('SET', CLAIMS .. worker, ARGV[6] .. ' ' .. queue_name .. ' ' .. whole(now) .. ' ' .. table.concat(ids, ' '),
     'PX', 3600000)
 end
-if left then redis.call('PUBLISH', WAKE .. queue_name, '') end
+-- Who has slots left waits for the next wake-up. Who has none, and leaves jobs behind, wakes the next one.
+if #answer <= limit then
+  redis.call('ZADD', IDLE .. queue_name, #answer - 1 - limit, worker)
+  redis.call('PEXPIRE', IDLE .. queue_name, 3600000)
+else
+  redis.call('ZREM', IDLE .. queue_name, worker)
+  if redis.call('EXISTS', IDLE .. queue_name) == 1
+    and redis.call('ZRANGEBYSCORE', queue, '-inf', '(' .. whole(now + 1), 'LIMIT', staying, 1)[1] then wake(queue_name, 1) end
+end
+if left then wake(queue_name, math.huge) end -- which of them has that task is not known
 local next_due = redis.call('ZRANGEBYSCORE', queue, whole(now + 1), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if next_due[2] then answer[1] = math.max(0, math.ceil(tonumber(next_due[2]) - now)) end
 if held_back > 0 and staying + held_back >= 2000 then answer[1] = 0 end -- there may be more behind them

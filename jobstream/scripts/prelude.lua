@@ -24,6 +24,17 @@ local function even_when_full()
   redis.call('PERSIST', EPOCH)
 end
 
+-- Wake so many of the workers that wait for jobs of the queue, those first that have most free slots: not all of a large
+-- fleet for each job. Where none waits all are busy, and each looks again when a slot of its own is free. One that has
+-- died hears nothing, and another is woken; one that is frozen is found out by the fallback polls of the others.
+local function wake(queue_name, count)
+  while count > 0 do
+    local worker = redis.call('ZPOPMIN', IDLE .. queue_name)[1]
+    if not worker then return end
+    count = count - redis.call('PUBLISH', CONTROL .. worker, 'claim ' .. queue_name)
+  end
+end
+
 -- The journal has the events of all jobs in one order, as long as somebody wants it: nobody, mostly. Asked once a script.
 local journal
 local function journal_is_wanted()
@@ -301,7 +312,7 @@ local function unpark(held_back, count, running)
         redis.call('ZADD', running, 'NX', whole(now_ms() + 2000), id)
         redis.call('PEXPIRE', running, 86400000)
       end
-      redis.call('PUBLISH', WAKE .. queue, id)
+      wake(queue, 1)
       count = count - 1
     end
   end
@@ -317,7 +328,7 @@ end
 -- One job of the task less runs: one that was held back for it may go. The owner's next one is due already.
 local function leave_running(id, task, owner, comes_back)
   if owner and exists(RUNNING .. '=' .. owner) and redis.call('ZREM', RUNNING .. '=' .. owner, id) == 1 then
-    redis.call('PUBLISH', WAKE .. (redis.call('HGET', RECORD .. id, 'queue') or ''), id)
+    wake(redis.call('HGET', RECORD .. id, 'queue') or '', 1)
   end
   if task and exists(RUNNING .. task) and redis.call('ZREM', RUNNING .. task, id) == 1 then
     unpark(PARKED .. task, 1, not comes_back and RUNNING .. task)
@@ -346,7 +357,7 @@ local function put_in_mailbag(id)
     end
   end
   redis.call('RPUSH', MAILBAG, cjson.encode(fields))
-  redis.call('PUBLISH', WAKE .. 'webhooks', '')
+  wake('webhooks', 1)
 end
 
 -- The end of one of many jobs: record, indexes, arq's keys and the last event together. More fields of the record may
@@ -430,5 +441,5 @@ local function give_back(id, queue_name, now)
   redis.call('HDEL', record, 'worker', 'token', 'started_at', 'progress')
   leave_running(id, old[3], old[4], true)
   set_status(id, 'queued', now)
-  redis.call('PUBLISH', WAKE .. queue_name, id)
+  wake(queue_name, 1)
 end

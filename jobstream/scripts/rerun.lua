@@ -26,5 +26,5 @@ else
 end
 set_status(id, 'queued', now)
 keep_until(id, now + tonumber(ARGV[3]))
-redis.call('PUBLISH', WAKE .. ARGV[2], id)
+wake(ARGV[2], 1)
 return {'again', redis.call('HGETALL', record)}

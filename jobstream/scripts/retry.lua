@@ -38,5 +38,5 @@ if now + redis.call('PTTL', record) < live then
   redis.call('PEXPIREAT', ARQ_JOB .. id, whole(live))
   redis.call('PEXPIREAT', ARQ_RETRY .. id, whole(live))
 end
-redis.call('PUBLISH', WAKE .. ARGV[5], id)
+wake(ARGV[5], 1)
 return 1

@@ -45,5 +45,5 @@ if ARGV[10] ~= '' then
   redis.call('HSET', key, 'print', ARGV[11], unpack(redis.call('HGETALL', record)))
   redis.call('PEXPIRE', key, 86400000)
 end
-redis.call('PUBLISH', WAKE .. queue_name, id)
+wake(queue_name, 1)
 return {'stored', now, due, unpack(quota)}

@@ -87,7 +87,7 @@ for _, at in ipairs(jobs) do
   local due = store(now, add, enter, queue_key(queue_name), id, queue_name, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[2],
     ARGV[at + 6], at + 8, at + 7 + tonumber(ARGV[at + 7]))
   if due > now then later = later + 1 end
-  wakes[queue_name] = id
+  wakes[queue_name] = (wakes[queue_name] or 0) + 1
 end
 for zset, words in pairs(gathered) do redis.call('ZADD', zset, unpack(words)) end
 if ARGV[3] ~= '' then
@@ -95,5 +95,5 @@ if ARGV[3] ~= '' then
   redis.call('HSET', key, 'print', ARGV[4], 'first', ARGV[5])
   redis.call('PEXPIRE', key, 86400000)
 end
-for queue_name, id in pairs(wakes) do redis.call('PUBLISH', WAKE .. queue_name, id) end
+for queue_name, count in pairs(wakes) do wake(queue_name, math.min(count, 100)) end -- they wake the others
 return {'stored', now, later, unpack(quota)}

@@ -67,7 +67,7 @@ if redis.call('EXISTS', RECORD .. id, ARQ_JOB .. id, ARQ_RESULT .. id) == 0 then
   local function add(zset, score, member) redis.call('ZADD', zset, score, member) end
   local function enter(...) turns().enter(...) end
   store(now, add, enter, KEYS[1], id, ARGV[8], ARGV[9], ARGV[10], 0, whole(tick), ARGV[11], ARGV[12], 13, #ARGV)
-  redis.call('PUBLISH', WAKE .. ARGV[8], id)
+  wake(ARGV[8], 1)
 end
 redis.call('HSET', marker, 'tick', whole(tick), 'cron', cron, 'since', whole(since), 'id', id, 'queue', KEYS[1])
 if not stored then redis.call('PEXPIREAT', marker, whole(tick + 2 * day)) end

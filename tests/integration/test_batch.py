@@ -73,9 +73,11 @@ async def test_a_batch_leaves_what_single_submits_leave(queue: Queue, client: Ar
     assert await client.zrange(keys.ROOM + "default ada", 0, -1) == [b"e"]
 
 
-async def test_every_job_has_its_event_and_each_queue_one_wake_up(queue: Queue, client: ArqRedis) -> None:
+async def test_every_job_has_its_event_and_each_job_one_wake_up(queue: Queue, client: ArqRedis) -> None:
+    await client.zadd(keys.idle("default"), {f"default{number}": number - 10 for number in range(10)})
+    await client.zadd(keys.idle("low"), {"low0": -1})
     async with client.pubsub() as pubsub:
-        await pubsub.psubscribe(keys.wake("*"), keys.events("*"), "end")
+        await pubsub.psubscribe(keys.control("*"), keys.events("*"), "end")
         for _ in range(3):
             await pubsub.get_message(timeout=5)
         await queue.submit_many(MIXED)
@@ -83,8 +85,8 @@ async def test_every_job_has_its_event_and_each_queue_one_wake_up(queue: Queue, 
         heard: list[str] = []
         while (message := await pubsub.get_message(timeout=5)) is not None and message["channel"] != b"end":
             heard.append(message["channel"].decode())
-    wakes, news = [keys.wake("default"), keys.wake("low")], [keys.events(id_) for id_ in "abcde"]
-    assert sorted(heard) == sorted(wakes + news)
+    wakes = [keys.control(worker) for worker in ("default0", "default1", "default2", "low0")]
+    assert sorted(heard) == sorted(wakes + [keys.events(id_) for id_ in "abcde"])
 
 
 async def test_a_batch_runs(source: RedisSource, settings: Settings, queue: Queue) -> None:

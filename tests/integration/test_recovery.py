@@ -213,14 +213,14 @@ async def test_a_worker_whose_event_loop_is_blocked_is_not_robbed(fleet: Fleet, 
 
 
 @contextlib.asynccontextmanager
-async def worker_here(source: UrlSource, directory: Path, *, lease_seconds: float) -> AsyncIterator[None]:
+async def worker_here(source: UrlSource, directory: Path, *, lease_seconds: float) -> AsyncIterator[Worker]:
     """A worker in this event loop."""
     quick = quick_settings(directory, lease_seconds=lease_seconds)
     worker = Worker(source, load_tasks(["tests.chaos.chaos_tasks"], entry_points=False), quick)
     running = asyncio.create_task(worker.async_run())
     try:
         await worker.ready.wait()
-        yield
+        yield worker
     finally:
         worker.stop()
         await running
@@ -231,13 +231,13 @@ async def test_a_worker_that_gets_its_own_job_back_ends_the_run_that_it_lost(
     real_source: UrlSource, bench: Bench, tmp_path: Path
 ) -> None:
     """It was frozen, and all others were busy: nobody but itself takes its job over. The lost run says nothing."""
-    async with worker_here(real_source, tmp_path, lease_seconds=60):
+    async with worker_here(real_source, tmp_path, lease_seconds=60) as worker:
         job = await bench.submit("silent")
         await bench.noted("began", Run(job.id, 1, os.getpid()))
         async with bench.client.pipeline(transaction=True) as pipe:  # the lease runs out
             pipe.delete(keys.in_progress(job.id))
             pipe.zadd(keys.queue("default"), {job.id: 1})
-            pipe.publish(keys.wake("default"), "")
+            pipe.publish(keys.control(worker.id), "claim default")
             await pipe.execute()
         await bench.noted("began", Run(job.id, 2, os.getpid()))
         await bench.noted("stopped", Run(job.id, 1, os.getpid()))

@@ -111,7 +111,6 @@ class Worker(ArqWorker):
         self._kept = settings.kept_slots
         self._queues = ",".join(sorted(settings.queue_names))
         self._wake = asyncio.Event()
-        self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._running: dict[str, RunningJob] = {}
         self._started_ms = time.time_ns() // 1_000_000
@@ -130,7 +129,6 @@ class Worker(ArqWorker):
         self._stopping.set()
         self._pulse.stopping = True
         self._wake.set()
-        self._freed.set()
         self._mail.set()
 
     async def main(self) -> None:
@@ -218,13 +216,12 @@ class Worker(ArqWorker):
         while not self._stopping.is_set():
             # Cleared before the claim: a wake-up that comes while we look makes us look again.
             self._wake.clear()
-            self._freed.clear()
             next_due = await self._claim_from_all(runner, leases)
             self._pulse.reached()
-            bell = self._wake if self.free else self._freed  # a full worker need not hear of every new job
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(next_due, 0.001)):
-                    await bell.wait()
+                    await self._wake.wait()
+        await self._retire(*self._settings.queue_names)
 
     async def _deliver(self, runner: Runner, leases: LeaseKeeper) -> None:
         """Webhooks have slots of their own: receivers that do not answer hold up no job, and jobs no webhook."""
@@ -253,6 +250,14 @@ class Worker(ArqWorker):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(next_due, 0.001)):
                     await self._mail.wait()
+        await self._retire(WEBHOOKS_QUEUE)
+
+    async def _retire(self, *queues: str) -> None:
+        """Be woken no more. Should that have happened already, somebody else is woken instead."""
+        with contextlib.suppress(Exception):  # Redis is away: whoever polls finds the jobs
+            async with asyncio.timeout(1):
+                for queue in queues:
+                    await claim(self.pool, queue=queue, worker_id=self.id, slots=0, lease=self._settings.lease_seconds)
 
     @property
     def free(self) -> int:
@@ -355,7 +360,6 @@ class Worker(ArqWorker):
                 del self.tasks[job.id]
             self._pulse.left_behind = len(self._left_behind)
             self._wake.set()
-            self._freed.set()
 
         def left_behind() -> None:
             if not task.done():
@@ -382,8 +386,7 @@ class Worker(ArqWorker):
         client = self._source.subscriber()
         try:
             async with client.pubsub() as pubsub:
-                channels = [keys.wake(queue) for queue in (*self._settings.queue_names, WEBHOOKS_QUEUE)]
-                await pubsub.subscribe(keys.control(self.id), *channels)
+                await pubsub.subscribe(keys.control(self.id))
                 self._wake.set()
                 self._mail.set()
                 await self._hear(pubsub)
@@ -391,17 +394,14 @@ class Worker(ArqWorker):
             await client.aclose()
 
     async def _hear(self, pubsub: PubSub) -> None:
-        control, mail = keys.control(self.id).encode(), keys.wake(WEBHOOKS_QUEUE).encode()
         while True:
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=BEAT_SECONDS)
             if message is None:
                 continue
-            if message["channel"] != control:
-                (self._mail if message["channel"] == mail else self._wake).set()
-                continue
-            order, _, job_id = message["data"].decode().partition(" ")
-            running = self._running.get(job_id)
-            if order == "cancel" and running is not None:
+            order, _, subject = message["data"].decode().partition(" ")
+            if order == "claim":
+                (self._mail if subject == WEBHOOKS_QUEUE else self._wake).set()
+            elif order == "cancel" and (running := self._running.get(subject)) is not None:
                 running.stop(StopReason.CANCEL)
 
     async def _beat(self) -> None:
