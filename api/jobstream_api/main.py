@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import resource
+import signal
 import socket
 from types import FrameType
 
@@ -27,6 +28,10 @@ from jobstream_api.settings import ApiSettings
 GRACE_SECONDS = 5
 """Time that answers under way get at shutdown. Event streams end at once."""
 
+LINGER_SECONDS = 0.5
+"""At SIGTERM, time for clients to hear with an answer that their connection ends. One that is kept alive, and closed as
+it is used again, costs a request."""
+
 UNREAD_MS = 30_000
 """How long a client may leave data unacknowledged, or its window shut, until the system cuts it (RFC 5482)."""
 
@@ -37,12 +42,24 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._terminated = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT. It may interrupt anything, so the streams are closed in the loop's next turn."""
         with contextlib.suppress(RuntimeError):  # no loop runs: it has not begun, or has ended
             asyncio.get_running_loop().call_soon_threadsafe(self._service.drain)
+        self._terminated = self._terminated or sig == signal.SIGTERM
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let go of the connections, close what is left, and end."""
+        if self._terminated:
+            self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    while self.server_state.connections and not self.force_exit:  # noqa: ASYNC110 - uvicorn's set
+                        await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
 
 
 def create_server(settings: ApiSettings, source: RedisSource) -> Server:

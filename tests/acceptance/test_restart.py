@@ -98,3 +98,29 @@ async def test_sigterm_without_streams_ends_at_once(api: GuardedProcess, http: h
     os.kill(api.pid, signal.SIGTERM)
     await asyncio.to_thread(api.wait, 10)
     assert time.monotonic() - began < 2
+
+
+async def test_sigterm_costs_no_request_on_connections_that_are_kept_alive(
+    api: GuardedProcess, lonely: Service
+) -> None:
+    answers, busy = 0, asyncio.Event()
+
+    async def ask_until_told_to_go() -> None:
+        nonlocal answers
+        reader, writer = await asyncio.open_connection("127.0.0.1", lonely.port)
+        head = b""
+        while b"connection: close" not in head.lower():
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: api\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")  # raises when the connection was closed without an answer
+            await reader.readexactly(len(b'{"status":"ok"}'))
+            answers += 1
+            if answers == 300:
+                busy.set()
+        writer.close()
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as clients:
+        for _ in range(30):
+            clients.create_task(ask_until_told_to_go())
+        await busy.wait()
+        os.kill(api.pid, signal.SIGTERM)
+    assert await asyncio.to_thread(api.wait, 10) in (0, 128 + signal.SIGTERM)

@@ -18,7 +18,7 @@ from jobstream.fake import FakeSource
 from jobstream.redis import UrlSource
 from jobstream.task import DEFAULT_TIMEOUT
 from jobstream_api.app import create_app
-from jobstream_api.main import GRACE_SECONDS
+from jobstream_api.main import GRACE_SECONDS, LINGER_SECONDS
 from jobstream_api.settings import ApiSettings
 from jobstream_workers.settings import WorkerSettings
 from tests.deploy.image import image_environment
@@ -393,7 +393,7 @@ def stop_times(bundle: Bundle) -> Mistakes:
             for container in each.containers
         )
         if each.role == API:
-            needed = pause + GRACE_SECONDS
+            needed = pause + LINGER_SECONDS + GRACE_SECONDS
             if pause < ENDPOINTS_SECONDS:
                 yield f"{each.name}: goes before the nodes know, and requests fail"
         elif each.role == WORKER:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import pytest
 
+from tests.deploy import image
 from tests.deploy.manifests import kubectl
 from tests.deploy.schemas import JS
 
@@ -27,3 +29,13 @@ def _tools() -> None:
         missing("no kubernetes-validate")
     if not (JS / "node_modules" / "@kubernetes-models" / "keda").exists():
         missing("the npm packages of tests/js are not installed")
+
+
+@pytest.fixture(scope="session")
+def built() -> Iterator[str]:
+    """The image as the Dockerfile makes it."""
+    if complaint := image.missing_tool():
+        missing(complaint)
+    tag = f"localhost/jobstream-test:{os.getpid()}"
+    yield image.build(tag)
+    image.podman("rmi", "--force", tag, check=False)
