@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from jobstream.cancellation import cancel
 from jobstream_workers.claim import _claim
-from tests.acceptance.service import free_port
+from tests.ports import free_port
 
 _CLAIM = _claim.sha.encode()
 

@@ -14,17 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from tests.ports import free_port
+
 JOBSTREAM = [sys.executable, "-m", "jobstream_cli"]
 MARK = "JOBSTREAM_TEST_MARK"
 PATIENCE = 60.0
-
-
-def free_port() -> int:
-    """A port that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def is_free(port: int) -> bool:

@@ -21,7 +21,7 @@ from jobstream.redis import RedisSource
 from jobstream.task import Task, task
 from jobstream_api.main import create_server
 from jobstream_api.settings import ApiSettings
-from tests.acceptance.service import free_port
+from tests.ports import free_port
 
 EVERYTHING = (Scope.SUBMIT, Scope.READ, Scope.CANCEL)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import httpx2
 
 from jobstream.guard import GuardedProcess, start_guarded
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 TASKS = "jobstream_workers.tasks,tests.acceptance.acceptance_tasks"
@@ -152,11 +152,3 @@ def running(directory: Path, *, redis_url: str | None, **settings: str) -> Itera
         yield service
     finally:
         service.close()
-
-
-def free_port() -> int:
-    """A port that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -11,8 +11,9 @@ import pytest
 
 from jobstream.embedded import ChildRedis
 from jobstream.guard import GuardedProcess, start_guarded
-from tests.acceptance.service import ROOT, Service, free_port
+from tests.acceptance.service import ROOT, Service
 from tests.acceptance.wire import problem
+from tests.ports import free_port
 
 PREFIX = "/background"
 

@@ -16,8 +16,9 @@ from websockets.asyncio.client import connect
 from jobstream.embedded import ChildRedis
 from jobstream_api.settings import ApiSettings
 from tests.acceptance.nginx import bare_site, documented_site, serving
-from tests.acceptance.service import HEARTBEAT_SECONDS, Service, free_port
+from tests.acceptance.service import HEARTBEAT_SECONDS, Service
 from tests.acceptance.wire import Puppet, done, submit
+from tests.ports import free_port
 
 NGINX_READ_TIMEOUT = 60.0
 """Seconds: https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_read_timeout"""

@@ -16,8 +16,9 @@ import redis
 
 from jobstream.embedded import ServerProgram
 from jobstream.guard import GuardedProcess, start_guarded
-from tests.acceptance.service import Service, free_port
+from tests.acceptance.service import Service
 from tests.acceptance.wire import Frame, Puppet, done, events, last_id, problem, said, submit, until, versions
+from tests.ports import free_port
 
 A_FEW_SECONDS = 6.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -53,7 +54,7 @@ async def contents(client: ArqRedis) -> dict[bytes, bytes]:
 
 def kept_for(files: Path) -> set[str]:
     """Jobs that have uploads."""
-    return {file.parent.name for file in files.rglob("*") if file.is_file()}
+    return {Path(folder).name for folder, _, names in os.walk(files) if names}  # some go while we look
 
 
 REQUESTS = {

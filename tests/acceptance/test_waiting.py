@@ -202,7 +202,8 @@ async def test_waiting_asks_redis_nothing(http: httpx2.AsyncClient, service: Ser
             other.echo("end")
         await listening
     asked = [command for command in seen if job["id"] in command]
-    assert len(asked) <= 6, asked  # the record twice, the subscription, and the hub's own look
+    # The record before, within and after the subscription; the hub's look, every 15 s, may fall into it.
+    assert len(asked) <= 6 + 2, asked
     await http.delete(job["links"]["self"])
 
 

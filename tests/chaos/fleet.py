@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from jobstream import catalogue
 from jobstream.guard import GuardedProcess, start_guarded
-from tests.acceptance.service import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 TASKS = "tests.chaos.chaos_tasks"

@@ -11,7 +11,7 @@ import redis
 
 from jobstream.embedded import ServerProgram
 from jobstream.guard import GuardedProcess, start_guarded
-from tests.acceptance.service import free_port
+from tests.ports import free_port
 
 
 class MortalRedis:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from jobstream.cancellation import cancel
-from tests.acceptance.service import free_port
+from tests.ports import free_port
 
 
 class Proxy:

@@ -24,13 +24,13 @@ from jobstream import keys
 from jobstream.embedded import ServerProgram
 from jobstream.events import JobEvent
 from jobstream.redis import UrlSource
-from tests.acceptance.service import free_port
 from tests.chaos.deaf import DeafWay
 from tests.chaos.fleet import Fleet, Member, ready, until
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Kind, Load
 from tests.chaos.mortal_redis import MortalRedis
 from tests.chaos.watchers import FORMATS, SocketWatcher, Told, Watcher, faults_of_many, faults_of_one
+from tests.ports import free_port
 from tests.proxy import NOTICED, End, Proxy, harmless, trouble
 
 SHORT_CUTS, LONG_CUTS = 150, 1_000

@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import redis
 
 from jobstream.embedded import ServerProgram
 from jobstream.redis import UrlSource, is_unavailable
+from tests.ports import free_port
 
 PASSWORD = "p@s:s/w#r?d%41+&= ü"
 
@@ -35,13 +35,6 @@ def server(program: ServerProgram, directory: Path, *options: str) -> Iterator[s
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def answers(source: UrlSource) -> bool:

@@ -30,7 +30,7 @@ from jobstream_workers.claim import ClaimedJob, claim
 from jobstream_workers.health import HealthServer, Pulse
 from jobstream_workers.meter import Meter
 from jobstream_workers.worker import Worker
-from tests.acceptance.service import free_port
+from tests.ports import free_port
 from tests.worker_tasks import add, thread_works
 from tests.working import TASKS, Settings, ended, event_of, working
 

@@ -22,6 +22,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "jobstream": ROOT / "jobstream",
@@ -131,13 +133,6 @@ def borrow_dependencies(root: Path) -> None:
     here = sysconfig.get_paths()
     (site_packages,) = root.glob("lib/python3.*/site-packages")
     (site_packages / "dependencies.pth").write_text(f"{here['purelib']}\n{here['platlib']}\n")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextmanager

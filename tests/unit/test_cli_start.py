@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from jobstream_cli.exits import Exit, worst
 from jobstream_cli.fields import parse_fields, parse_files
 from jobstream_cli.main import cli
-from tests.acceptance.service import free_port
+from tests.ports import free_port
 
 HEAVY = "fastapi httpx2 uvicorn arq starlette redis".split()
 
