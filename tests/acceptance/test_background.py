@@ -16,7 +16,8 @@ from websockets.sync.client import connect
 from jobstream.embedded import ChildRedis
 from jobstream.guard import GuardedProcess, start_guarded
 from tests.acceptance.dev_stack import eventually
-from tests.acceptance.service import ROOT, Service, free_port
+from tests.acceptance.service import ROOT, Service
+from tests.ports import free_port
 
 # The two programs of FastAPI's tutorial on background tasks, in our own words, with nothing but the import changed.
 SIMPLE = """

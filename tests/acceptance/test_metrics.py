@@ -13,7 +13,7 @@ from jobstream.caller import Scope
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api.routes import metrics as route
 from tests.acceptance.guarded import Guarded, guarded
-from tests.acceptance.service import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture
