@@ -281,6 +281,11 @@ def schedule(schedule_id: str) -> str:
     return SCHEDULE + schedule_id
 
 
+def owned(status: str, owner: str) -> str:
+    """zset id → created ms: an owner's jobs of a status, see INDEX_OWNED."""
+    return f"{INDEX_OWNED}{status} {owner}"
+
+
 def index(
     *, status: str | None = None, task: str | None = None, tag: str | None = None, owner: str | None = None
 ) -> str:

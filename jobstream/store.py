@@ -109,24 +109,31 @@ async def unfinished_ids(client: Redis, wanted: JobFilter, *, most: int) -> tupl
     The indexes are read at one moment, so a job that changes its status meanwhile is in there. Whoever reads the
     records decides whether they match.
     """
-    indexes = [
-        keys.index(status=status) for status in JobStatus if status not in FINAL and wanted.status in (None, status)
-    ]
-    if not indexes:
+    statuses = [status for status in JobStatus if status not in FINAL and wanted.status in (None, status)]
+    if not statuses:
         return [], True
-    narrow = keys.index(task=wanted.task, tag=wanted.tag, owner=wanted.owner)
-    async with client.pipeline(transaction=False) as pipe:
-        for index in (narrow, *indexes):
-            pipe.zcard(index)
-        narrow_size, *sizes = await pipe.execute()
-    if wanted.owner is not None or (narrow != keys.INDEX and narrow_size < sum(sizes)):
-        indexes = [narrow]
+    if wanted.owner is not None:  # no index of others' jobs is walked: how long that takes would tell of them
+        indexes = [keys.owned(status, wanted.owner) for status in statuses]
+    else:
+        indexes = await _smaller(client, keys.index(task=wanted.task, tag=wanted.tag), statuses)
     async with client.pipeline(transaction=True) as pipe:
         for index in indexes:
             pipe.zrevrange(index, 0, most, withscores=True)
         found: list[list[tuple[bytes, float]]] = await pipe.execute()
     entries = sorted(((score, job_id) for entries in found for job_id, score in entries), reverse=True)
     return [job_id.decode() for _, job_id in entries[:most]], len(entries) <= most
+
+
+async def _smaller(client: Redis, narrow: str, statuses: Sequence[JobStatus]) -> list[str]:
+    """The indexes of these statuses, or the narrow one if that is smaller than they are together."""
+    indexes = [keys.index(status=status) for status in statuses]
+    if narrow == keys.INDEX:
+        return indexes
+    async with client.pipeline(transaction=False) as pipe:
+        for index in (narrow, *indexes):
+            pipe.zcard(index)
+        narrow_size, *sizes = await pipe.execute()
+    return [narrow] if narrow_size < sum(sizes) else indexes
 
 
 async def sweep(client: Redis, *, queues: Sequence[str], limit: int = 500) -> list[str]:

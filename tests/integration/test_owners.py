@@ -168,3 +168,18 @@ async def test_a_rare_status_of_an_owner_is_one_page_away(queue: Queue, client: 
     await queue.submit_many([Submission("words", {}, owner="acme") for _ in range(10_000)])
     jobs, cursor = await queue.list(JobFilter(status="cancelled", owner="acme"))
     assert ([job.id for job in jobs], cursor) == ([rare.id], None)
+
+
+async def test_an_owners_unfinished_jobs_are_found_among_its_ended_ones(queue: Queue, client: ArqRedis) -> None:
+    waits = [(await queue.submit("words", {}, owner="acme", options=SubmitOptions(delay=600))).id for _ in range(2)]
+    await queue.submit_many([Submission("words", {}, owner="acme") for _ in range(9)])
+    await queue.submit("words", {}, owner="globex")
+    for _ in range(10):
+        await end(client, outcome())
+    [running] = [(await queue.submit("words", {}, owner="acme")).id]
+    await claim(client, queue="default", worker_id="w", slots=1, lease=10)
+    found, complete = await store.unfinished_ids(client, JobFilter(owner="acme"), most=5)
+    assert (sorted(found), complete) == (sorted([*waits, running]), True)
+    found, complete = await store.unfinished_ids(client, JobFilter(owner="acme", status="running"), most=5)
+    assert (found, complete) == ([running], True)
+    assert await store.unfinished_ids(client, JobFilter(owner="acme"), most=2) == ([running, max(waits)], False)
