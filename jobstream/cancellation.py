@@ -1,4 +1,4 @@
-"""Ending asyncio tasks for certain."""
+"""Ending asyncio tasks for certain, and telling code in any thread that it is to end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import asyncio
 from typing import Any
 
 AGAIN_SECONDS = 0.2
+
+
+class Flag:
+    """Set once, looked at from any thread. Nobody can wait for it: that makes it cheaper than a threading.Event."""
+
+    __slots__ = ("_is_set",)
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        """From now on it is set."""
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self._is_set
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:

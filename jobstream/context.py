@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import msgspec
 from pydantic import BaseModel
 
+from jobstream.cancellation import Flag
 from jobstream.errors import JobCancelled
 from jobstream.files import FileStore, JobFile, Source
 from jobstream.gauge import AsyncTracked, Gauge, Tracked, plain_number
@@ -44,7 +44,7 @@ class JobContext(Gauge):
         max_attempts: int,
         outbox: Outbox,
         files: FileStore,
-        cancelled: threading.Event | None = None,
+        cancelled: Flag | None = None,
         queue: OwnedQueue | None = None,
     ) -> None:
         self.id = job_id
@@ -60,7 +60,7 @@ class JobContext(Gauge):
         super().__init__()
         self._outbox = outbox
         outbox.gauge = self
-        self._cancelled = cancelled or threading.Event()
+        self._cancelled = cancelled or Flag()
         self._queue = queue
 
     @property

@@ -82,12 +82,12 @@ class Task:
         except pydantic.ValidationError as error:
             raise InvalidInput(f"The input of task {self.name!r} is not valid", errors=field_errors(error)) from None
 
-    def arguments(self, parsed: BaseModel, job: JobContext) -> dict[str, Any]:
-        """The keyword arguments to call the function with."""
+    def arguments(self, parsed: BaseModel, job: JobContext | None) -> dict[str, Any]:
+        """The keyword arguments to call the function with. `job`: if there is a `job_parameter`."""
         if self.input_parameter is not None:
             arguments: dict[str, Any] = {self.input_parameter: parsed}
         else:
-            arguments = {name: getattr(parsed, name) for name in type(parsed).model_fields}
+            arguments = dict(parsed.__dict__)  # of a model that we have made: its fields, and nothing else
         if self.job_parameter is not None:
             arguments[self.job_parameter] = job
         return arguments
@@ -95,7 +95,8 @@ class Task:
     def dump_result(self, value: object) -> bytes:
         """The result as JSON. Raises pydantic.ValidationError or PydanticSerializationError when the value is not
         what the return annotation promises."""
-        return self.output.dump_json(self.output.validate_python(value), by_alias=True)
+        output = self.output
+        return output.serializer.to_json(output.validator.validate_python(value), by_alias=True)
 
 
 @overload

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jobstream import JobContext, JobFile
+from jobstream.cancellation import Flag
 from jobstream.files import FileStore
 from jobstream.gauge import ProgressState, state_of
 from jobstream.outbox import Outbox
@@ -47,7 +47,7 @@ class Bench:
     def __init__(self, store: FileStore) -> None:
         self.outbox = RecordingOutbox()
         self.store = store
-        self.cancelled = threading.Event()
+        self.cancelled = Flag()
         self.job = JobContext(
             "job-1",
             task="under-test",

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from jobstream import JobCancelled, JobContext
+from jobstream.cancellation import Flag
 from jobstream.context import LOG_LINE_BYTES
 from jobstream.errors import OutboxFull
 from jobstream.files import FileStore
@@ -28,7 +29,7 @@ class Heard:
     def __init__(self, files: Path, *, never_block: int | None = None) -> None:
         self.notices = 0
         self.outbox = Outbox(self._count, never_block=never_block)
-        self.cancelled = threading.Event()
+        self.cancelled = Flag()
         self.job = JobContext(
             "j1",
             task="words",

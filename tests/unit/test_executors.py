@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from jobstream import Task, TaskError
+from jobstream.cancellation import Flag
 from jobstream.errors import (
     ConfigurationError,
     InvalidInput,
@@ -82,7 +83,7 @@ def execution(task: Task, data: object = None, *, outbox: Outbox | None = None, 
         attempt=2,
         max_attempts=5,
         outbox=outbox or Outbox(lambda: None),
-        cancelled=threading.Event(),
+        cancelled=Flag(),
     )
 
 
@@ -466,8 +467,9 @@ async def test_leaving_ends_every_child_and_the_jobs_in_them(tmp_path: Path) -> 
 
 
 ORPHANING = """
-import asyncio, sys, threading
+import asyncio, sys
 from pathlib import Path
+from jobstream.cancellation import Flag
 from jobstream.files import FileStore
 from jobstream.outbox import Outbox
 from jobstream_workers.executors import Execution, Executors
@@ -480,9 +482,9 @@ async def main():
 
     outbox = Outbox(tell)
     async with Executors(threads=1, processes=2, files=FileStore(Path("."))) as executors:
-        await executors.run(Execution(sample_tasks.process_add, {"a": 1}, "j0", 1, 1, outbox, threading.Event()))
+        await executors.run(Execution(sample_tasks.process_add, {"a": 1}, "j0", 1, 1, outbox, Flag()))
         task = getattr(sample_tasks, sys.argv[1])
-        await executors.run(Execution(task, {}, "j1", 1, 1, outbox, threading.Event()))
+        await executors.run(Execution(task, {}, "j1", 1, 1, outbox, Flag()))
 
 asyncio.run(main())
 """

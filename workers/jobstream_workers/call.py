@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pydantic
 
+from jobstream.cancellation import Flag
 from jobstream.context import JobContext, text
 from jobstream.errors import (
     FileMissing,
     InvalidInput,
     InvalidOutput,
     JobCancelled,
-    JobstreamError,
     Retry,
     StorageFull,
     StorageUnavailable,
@@ -40,19 +38,25 @@ Asked = Callable[[], bool]
 """Whether somebody told the attempt to stop: only then is a cancellation what it says."""
 
 
-def call(task: Task, data: object, job: JobContext, cancelled: threading.Event) -> bytes:
-    """Run a `def` task in this thread; give its result as JSON.
+def call(task: Task, data: object, job: JobContext | None, cancelled: Flag) -> bytes:
+    """Run a `def` task in this thread; give its result as JSON. `job`: if the function asks for it.
 
     Raises InvalidInput, InvalidOutput, TaskError, TaskRaised; only if `cancelled` is set also JobCancelled and
     CancelledError.
     """
     arguments = _arguments(task, data, job, cancelled.is_set)
-    with _user_code(TaskError, Retry, *OF_FILES, asked=cancelled.is_set, policy=task.retry):
+    try:
         value = task.function(**arguments)
+    except (TaskError, Retry, *OF_FILES):
+        raise
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: a task ends its job, never the worker
+        if _is_cancellation(error, cancelled.is_set):
+            raise
+        raise task_raised(error, task.retry) from error
     return _result(task, value, cancelled.is_set)
 
 
-async def call_async(task: Task, data: object, job: JobContext, cancelled: threading.Event) -> bytes:
+async def call_async(task: Task, data: object, job: JobContext | None, cancelled: Flag) -> bytes:
     """The same for an `async def` task; also stopped by the cancellation of the asyncio task it runs in."""
     current = asyncio.current_task()
     assert current is not None
@@ -62,8 +66,14 @@ async def call_async(task: Task, data: object, job: JobContext, cancelled: threa
         return cancelled.is_set() or current.cancelling() > before
 
     arguments = _arguments(task, data, job, asked)
-    with _user_code(TaskError, Retry, *OF_FILES, asked=asked, policy=task.retry):
+    try:
         value = await task.function(**arguments)
+    except (TaskError, Retry, *OF_FILES):
+        raise
+    except BaseException as error:
+        if _is_cancellation(error, asked):
+            raise
+        raise task_raised(error, task.retry) from error
     return _result(task, value, asked)
 
 
@@ -75,35 +85,34 @@ def task_raised(error: BaseException, policy: RetryPolicy = NEVER) -> TaskRaised
     )
 
 
-def _arguments(task: Task, data: object, job: JobContext, asked: Asked) -> dict[str, Any]:
-    with _user_code(InvalidInput, TaskError, asked=asked):  # validators are user code too
+def _arguments(task: Task, data: object, job: JobContext | None, asked: Asked) -> dict[str, Any]:
+    try:
         return task.arguments(task.parse_input(data), job)
+    except (InvalidInput, TaskError):
+        raise
+    except BaseException as error:  # validators are user code too
+        if _is_cancellation(error, asked):
+            raise
+        raise task_raised(error) from error
 
 
 def _result(task: Task, value: object, asked: Asked) -> bytes:
-    with _user_code(InvalidOutput, asked=asked):
-        try:
-            return task.dump_result(value)
-        except pydantic.ValidationError as error:
-            wrong = "; ".join(f"{item['pointer'] or 'the result'}: {item['detail']}" for item in field_errors(error))
-            raise InvalidOutput(f"The result of task {task.name!r} is not valid: {_cut(wrong)}") from error
-        except Exception as error:
-            described = _cut(traceback.TracebackException.from_exception(error))
-            raise InvalidOutput(f"The result of task {task.name!r} cannot be written as JSON: {described}") from error
-
-
-@contextmanager
-def _user_code(*expected: type[JobstreamError | Retry], asked: Asked, policy: RetryPolicy = NEVER) -> Iterator[None]:
     try:
-        yield
-    except expected:
-        raise
-    except (JobCancelled, asyncio.CancelledError) as error:
-        if asked():
+        return task.dump_result(value)
+    except pydantic.ValidationError as error:
+        wrong = "; ".join(f"{item['pointer'] or 'the result'}: {item['detail']}" for item in field_errors(error))
+        raise InvalidOutput(f"The result of task {task.name!r} is not valid: {_cut(wrong)}") from error
+    except Exception as error:
+        described = _cut(traceback.TracebackException.from_exception(error))
+        raise InvalidOutput(f"The result of task {task.name!r} cannot be written as JSON: {described}") from error
+    except BaseException as error:
+        if _is_cancellation(error, asked):
             raise
-        raise task_raised(error, policy) from error
-    except BaseException as error:  # SystemExit and KeyboardInterrupt too: a task ends its job, never the worker
-        raise task_raised(error, policy) from error
+        raise task_raised(error) from error
+
+
+def _is_cancellation(error: BaseException, asked: Asked) -> bool:
+    return isinstance(error, JobCancelled | asyncio.CancelledError) and asked()
 
 
 def _cut(detail: object) -> str:

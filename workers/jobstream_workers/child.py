@@ -23,6 +23,7 @@ from typing import NoReturn
 import msgspec
 
 from jobstream import logs
+from jobstream.cancellation import Flag
 from jobstream.context import JobContext
 from jobstream.errors import JobCancelled, JobstreamError, Retry
 from jobstream.files import FileStore
@@ -59,7 +60,7 @@ class Child:
         self._told = told
         self._files = files
         self._jobs: queue.SimpleQueue[Start] = queue.SimpleQueue()
-        self._cancelled = threading.Event()
+        self._cancelled = Flag()
         self._interruptible = False
         self._spoken = threading.Event()
         self._sending = threading.Lock()

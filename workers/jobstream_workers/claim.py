@@ -147,20 +147,20 @@ async def claim(
     if next_due_ms == _STALE:
         raise StaleClaim
     jobs = [
-        ClaimedJob(
-            id=job_id.decode(),
-            queue=queue,
-            token=token.decode(),
-            attempt=int(attempt),
-            payload=payload,
-            timeout=float(timeout) if timeout else None,
-            stop=bool(int(stop)),
-            known=bool(int(known)),
-            crashes=int(crashes),
-            spent=int(spent),
-            taken_over=bool(taken_over),
-            waited=int(waited_ms) / 1000,
-            owner=owner.decode() or None,
+        ClaimedJob(  # in its order: by name it would take as long again
+            job_id.decode(),
+            queue,
+            token.decode(),
+            attempt,
+            payload,
+            float(timeout) if timeout else None,
+            stop == 1,
+            known == 1,
+            crashes,
+            spent,
+            taken_over == 1,
+            waited_ms / 1000,
+            owner.decode() or None,
         )
         for (
             job_id,

@@ -6,16 +6,15 @@ import asyncio
 import contextvars
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
+from jobstream.cancellation import Flag
 from jobstream.context import JobContext
 from jobstream.errors import JobCancelled
 from jobstream.files import FileStore
@@ -29,8 +28,7 @@ from jobstream_workers.loader import check_importable
 from jobstream_workers.processes import ProcessPool, settled, uninterrupted
 
 
-@dataclass(frozen=True)
-class Execution:
+class Execution(msgspec.Struct, frozen=True):
     """One attempt to run a task's function."""
 
     task: Task
@@ -39,8 +37,9 @@ class Execution:
     job_id: str
     attempt: int
     max_attempts: int
-    outbox: Outbox
-    cancelled: threading.Event
+    outbox: Outbox | None
+    """For what it says; None: `speaks(task)` is not true."""
+    cancelled: Flag
     """Set when the job must stop."""
     begun: Callable[[], None] = lambda: None
     """Called when the function begins: a process task may have to wait for a free child before."""
@@ -48,7 +47,13 @@ class Execution:
     def stop(self) -> None:
         """Tell the function to stop; it hears of it when it next looks or speaks."""
         self.cancelled.set()
-        self.outbox.interrupt()
+        if self.outbox is not None:
+            self.outbox.interrupt()
+
+
+def speaks(task: Task) -> bool:
+    """Whether its function can say anything. What it takes to listen is not made for those that cannot."""
+    return task.job_parameter is not None or task.executor == "process"
 
 
 class Executors:
@@ -92,7 +97,8 @@ class Executors:
                     try:
                         return await call_async(execution.task, execution.data, job, execution.cancelled)
                     finally:
-                        job.files.close()
+                        if job is not None:
+                            job.files.close()
                 case "thread":
                     execution.begun()
                     return await self._in_thread(execution)
@@ -126,7 +132,8 @@ class Executors:
             raise
         finally:
             self._threads_busy -= 1
-            job.files.close()
+            if job is not None:
+                job.files.close()
 
     async def _in_process(self, execution: Execution) -> bytes:
         task = execution.task
@@ -142,13 +149,16 @@ class Executors:
             max_attempts=execution.max_attempts,
             scratch=str(scratch or ""),
         )
+        assert execution.outbox is not None
         try:
             return await self._processes.run(start, execution.outbox, execution.begun)
         finally:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
 
-    def _context(self, execution: Execution) -> JobContext:
+    def _context(self, execution: Execution) -> JobContext | None:
+        if execution.outbox is None:
+            return None
         on_loop = execution.task.executor == "loop"
         return JobContext(
             execution.job_id,

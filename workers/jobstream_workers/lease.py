@@ -34,8 +34,7 @@ class LeaseKeeper:
         self._source = source
         self._lease = lease
         self._on_verdict = on_verdict
-        self._lock = threading.Lock()
-        self._held: dict[str, ClaimedJob] = {}
+        self._held: dict[str, ClaimedJob] = {}  # changed by the event loop's thread alone, copied at once by ours
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="jobstream-lease", daemon=True)
 
@@ -51,21 +50,18 @@ class LeaseKeeper:
 
     def hold(self, job: ClaimedJob) -> None:
         """Renew this job's lease from now on."""
-        with self._lock:
-            self._held[job.id] = job
+        self._held[job.id] = job
 
     def drop(self, job: ClaimedJob) -> None:
         """Renew it no longer."""
-        with self._lock:
-            if self._held.get(job.id) is job:
-                del self._held[job.id]
+        if self._held.get(job.id) is job:
+            del self._held[job.id]
 
     def _keep(self) -> None:
         client = self._source.sync_client()
         try:
             while not self._stop.wait(self._lease / 3):
-                with self._lock:
-                    held = list(self._held.values())
+                held = list(self._held.copy().values())
                 if not held:
                     continue
                 arguments = [part for job in held for part in (job.id, job.token, keys.queue(job.queue))]

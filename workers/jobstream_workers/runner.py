@@ -8,8 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.asyncio import Redis
 
+from jobstream.cancellation import Flag
 from jobstream.catalogue import announcement
 from jobstream.errors import (
     CancelledByClient,
@@ -41,7 +41,7 @@ from jobstream.problem import job_problem
 from jobstream.serialize import TaskFailure, deserialize, serialize
 from jobstream.task import Task
 from jobstream_workers.claim import ClaimedJob
-from jobstream_workers.executors import Execution, Executors
+from jobstream_workers.executors import Execution, Executors, speaks
 from jobstream_workers.meter import Meter
 from jobstream_workers.writer import AttemptWriter, Endings, Outcome
 
@@ -79,8 +79,7 @@ class InternalError(JobstreamError):
     """The worker itself went wrong"""
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(msgspec.Struct, frozen=True):
     """arq's job payload, decoded."""
 
     task: str
@@ -93,17 +92,30 @@ class Payload:
 class RunningJob:
     """A claimed job on its way through the runner, and the handle by which it is stopped."""
 
-    __slots__ = ("_again", "_give_up", "_patience", "_task", "cancelled", "job", "left", "stop_reason")
+    __slots__ = (
+        "_again",
+        "_cancelling",
+        "_give_up",
+        "_patience",
+        "_task",
+        "cancelled",
+        "freed",
+        "job",
+        "left",
+        "stop_reason",
+    )
 
     def __init__(self, job: ClaimedJob) -> None:
         self.job = job
         self.stop_reason: StopReason | None = StopReason.CANCEL if job.stop else None
-        self.cancelled = threading.Event()
+        self.cancelled = Flag()
         self.left = False
         """Its code did not end when it was told to: it runs on without the job."""
+        self.freed = False
+        """Its slot was given back."""
         self._task: asyncio.Task[Any] | None = None
         self._give_up: Callable[[], None] | None = None
-        self._patience = 0
+        self._patience = self._cancelling = 0
         self._again: asyncio.TimerHandle | None = None
 
     def stop(self, reason: StopReason) -> None:
@@ -129,31 +141,61 @@ class RunningJob:
         elif self._task is not None and self.stop_reason is not None:
             self.stop(self.stop_reason)
 
-    @contextlib.contextmanager
-    def stoppable(self, *, patience: float = 0, give_up: Callable[[], None] | None = None) -> Iterator[None]:
-        """Only while this block runs does `stop` reach the asyncio task; a cancellation that it asked for ends here.
+    def begin(self, *, patience: float = 0, give_up: Callable[[], None] | None = None) -> None:
+        """From now on, until `end`, `stop` reaches the asyncio task that calls this.
 
-        A cancellation is delivered at the task's next step, and that step is inside the block: none is left over for
-        what is written afterwards. Anybody else's cancellation passes through.
-
-        `give_up` is called once when the block has not ended `patience` seconds after it was told to, a shutdown apart.
+        `give_up` is called once when `end` is not called within `patience` seconds after the task was told to stop, a
+        shutdown apart.
         """
         self._patience, self._give_up = math.ceil(patience / AGAIN_SECONDS), give_up
-        task = self._task = asyncio.current_task()
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
+
+    def end(self) -> None:
+        """`stop` reaches the task no more, and what it asked for is done with.
+
+        A cancellation is delivered at the task's next step, and that step came before: none is left over for what is
+        written afterwards. Anybody else's cancellation stays.
+        """
+        task = self._task
         assert task is not None
-        before = task.cancelling()
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self.stop_reason is None:
-                raise
-        finally:
-            self._task = self._give_up = None  # it refers to this object: a circle that only the garbage collector ends
-            if self._again is not None:
-                self._again.cancel()
-            if self.stop_reason is not None:
-                while task.cancelling() > before:
-                    task.uncancel()
+        self._task = self._give_up = None  # it refers to this object: a circle that only the garbage collector ends
+        if self._again is not None:
+            self._again.cancel()
+        if self.stop_reason is not None:
+            while task.cancelling() > self._cancelling:
+                task.uncancel()
+
+
+class Deadlines:
+    """When running jobs have had their time. One timer for all: most jobs end long before theirs, at no cost."""
+
+    def __init__(self) -> None:
+        self._at: dict[RunningJob, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, running: RunningJob, seconds: float) -> None:
+        """Stop it after this time, unless it is forgotten before."""
+        loop = asyncio.get_running_loop()
+        at = self._at[running] = loop.time() + seconds
+        if self._timer is None or at < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(at, self._look)
+
+    def forget(self, running: RunningJob) -> None:
+        """It has ended."""
+        self._at.pop(running, None)
+
+    def _look(self) -> None:
+        loop, self._timer = asyncio.get_running_loop(), None
+        now = loop.time()
+        for running in [running for running, at in self._at.items() if at <= now]:
+            del self._at[running]
+            running.stop(StopReason.TIMEOUT)
+        if self._at:
+            self._timer = loop.call_at(min(self._at.values()), self._look)
 
 
 class Burial(NamedTuple):
@@ -161,7 +203,6 @@ class Burial(NamedTuple):
 
     task: Task
     payload: Payload
-    writer: AttemptWriter
     started_ms: int
     left_behind: Callable[[], None]
 
@@ -186,6 +227,7 @@ class Runner:
         self._endings = Endings(client, keep_arq_result=keep_arq_result)
         self._max_crashes = max_crashes
         self._patience = kill_grace + LEAVE_SECONDS
+        self._deadlines = Deadlines()
         self._burials: set[asyncio.Task[None]] = set()
         self._meter = meter
 
@@ -198,7 +240,6 @@ class Runner:
         job = running.job
         line = JobLine(job.id, job.attempt)
         job_line.set(line)  # this coroutine has a task, and so a context, of its own
-        writer = AttemptWriter(self._client, job)
         started_ms = _now_ms()
         payload = Payload(task="<unknown>", data=None, args=(), kwargs={}, enqueued_ms=started_ms)
         task: Task | None = None
@@ -208,15 +249,14 @@ class Runner:
             payload = read_payload(job)
             line.task = payload.task
             task = self._tasks.get(payload.task)
-            if not job.known and await self._adopt(job, task, payload, writer):
+            if not job.known and await self._adopt(job, task, payload):
                 return
             if running.stop_reason is None:  # else it runs no more, and only ends
                 if task is None:
                     raise TaskMissing(f"No worker that is heard of has a task {payload.task[:64]!r}")
                 if job.crashes >= self._max_crashes:
                     raise WorkerCrashed(f"{job.crashes} workers died while they ran the job")
-                end = Burial(task, payload, writer, started_ms, left_behind)
-                result = await self._attempt(running, end)
+                result = await self._attempt(running, Burial(task, payload, started_ms, left_behind))
         except (JobstreamError, Retry) as problem:
             error = problem
         except Exception:
@@ -230,19 +270,19 @@ class Runner:
             logger.warning("job %s: lease lost, another worker has it", job.id)
             return
         if result is None and error is None and running.stop_reason is StopReason.SHUTDOWN:
-            if await writer.release():
+            if await AttemptWriter(self._client, job).release():
                 self._meter.released(payload.task)
             logger.info("job %s released: %s", job.id, StopReason.SHUTDOWN)
             return
         if isinstance(error, Postponed):
-            await writer.postpone(error.lane, most=error.most)
+            await AttemptWriter(self._client, job).postpone(error.lane, most=error.most)
             return
         if isinstance(error, TaskCrashed):
             self._meter.crashed(payload.task)
         if error is not None:
             wait, error = next_attempt(error, task, job)
             if wait is not None:
-                if await writer.retry(job_problem(error, attempt=job.attempt), after=wait):
+                if await AttemptWriter(self._client, job).retry(job_problem(error, attempt=job.attempt), after=wait):
                     self._meter.retried(payload.task)
                     logger.info("job %s %s again in %.1f s: %s", job.id, payload.task, wait, error.detail)
                     return
@@ -267,8 +307,9 @@ class Runner:
             self._meter.lost()
             logger.warning("job %s: its end was refused, another worker has it", job.id)
 
-    async def _adopt(self, job: ClaimedJob, task: Task | None, payload: Payload, writer: AttemptWriter) -> bool:
+    async def _adopt(self, job: ClaimedJob, task: Task | None, payload: Payload) -> bool:
         """Complete the record of a stock client's job. True when it was given back: the next claim knows its task."""
+        writer = AttemptWriter(self._client, job)
         announced = announcement(task) if task is not None else await writer.announced(payload.task)
         if announced is None:
             return False
@@ -285,35 +326,32 @@ class Runner:
 
     async def _attempt(self, running: RunningJob, burial: Burial) -> bytes | None:
         """The task's result as JSON, or None when the attempt was stopped. Raises JobstreamError or Retry."""
-        task, payload, writer = burial.task, burial.payload, burial.writer
-        job, loop = running.job, asyncio.get_running_loop()
-        reporter = _Reporter(running, writer, self._meter)
+        task, job = burial.task, running.job
+        reporter = _Reporter(running, AttemptWriter(self._client, job), self._meter) if speaks(task) else None
         limit = job.timeout or task.timeout
-        timer: asyncio.TimerHandle | None = None
-
-        def begun() -> None:
-            nonlocal timer
-            timer = loop.call_later(limit, running.stop, StopReason.TIMEOUT)
-
         execution = Execution(
             task=task,
-            data=payload.data,
+            data=burial.payload.data,
             job_id=job.id,
             attempt=job.attempt,
             max_attempts=task.retry.attempts,
-            outbox=reporter.outbox,
+            outbox=None if reporter is None else reporter.outbox,
             cancelled=running.cancelled,
-            begun=begun,
+            begun=partial(self._deadlines.watch, running, limit),
         )
         # A thread cannot be left: it would keep its place in the pool. A process need not be: it is killed.
         give_up = partial(self._leave, running, burial, limit) if task.executor == "loop" else None
+        running.begin(patience=self._patience, give_up=give_up)
         try:
-            with running.stoppable(patience=self._patience, give_up=give_up):
-                return await self._executors.run(execution)
+            return await self._executors.run(execution)
+        except asyncio.CancelledError:
+            if running.stop_reason is None:
+                raise
         finally:
-            if timer is not None:
-                timer.cancel()
-            await reporter.finish()
+            running.end()
+            self._deadlines.forget(running)
+            if reporter is not None:
+                await reporter.finish()
         if running.stop_reason is StopReason.TIMEOUT:
             raise TaskTimeout(f"timeout {limit:g} s")
         return None
@@ -497,6 +535,8 @@ def _outcome(
 def _log_end(
     job: ClaimedJob, payload: Payload, outcome: Outcome, error: JobstreamError | None, *, seconds: float
 ) -> None:
+    if not logger.isEnabledFor(logging.INFO):
+        return
     if isinstance(error, TaskRaised):
         logger.info("job %s %s failed after %.3f s\n%s", job.id, payload.task, seconds, error.traceback_text)
     elif error is not None:

@@ -15,6 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from arq.worker import Worker as ArqWorker
@@ -332,49 +333,49 @@ class Worker(ArqWorker):
         if (lost := self._running.get(job.id)) is not None:
             lost.stop(StopReason.LOST)  # frozen for longer than its lease, and nobody else was free to take it over
         self._running[job.id] = running
-        suspect = 0 < self._settings.max_crashes - 1 <= job.crashes
-        self._suspects += suspect
-        delivers = job.queue == WEBHOOKS_QUEUE
-        self._delivering += delivers
-        owner = job.owner
-        if owner is not None:
-            self._tenants[owner] += 1
+        self._count(job, 1)
         leases.hold(job)
+        self.tasks[job.id] = self.loop.create_task(self._run(running, runner, leases), name=f"run-{job.id}")
 
-        def free() -> None:
-            nonlocal suspect, delivers, owner
+    async def _run(self, running: RunningJob, runner: Runner, leases: LeaseKeeper) -> None:
+        try:
+            await runner.run(running, partial(self._leave_behind, running, leases))
+        except Exception:
+            logger.exception("job %s: its end could not be written", running.job.id)
+        finally:
+            self._left_behind.discard(running)
+            self._free(running, leases)
+
+    def _leave_behind(self, running: RunningJob, leases: LeaseKeeper) -> None:
+        """Its job has ended without it: the slot is the next one's."""
+        if not running.freed:
+            self._left_behind.add(running)
+            self._free(running, leases)
+
+    def _free(self, running: RunningJob, leases: LeaseKeeper) -> None:
+        job = running.job
+        if not running.freed:
+            running.freed = True
             leases.drop(job)
-            self._suspects -= suspect
-            self._delivering -= delivers
-            suspect = False
-            if delivers:
-                self._mail.set()
-            delivers = False
-            if owner is not None:
-                self._tenants[owner] -= 1
-                if not self._tenants[owner]:
-                    del self._tenants[owner]
-                owner = None
+            self._count(job, -1)
             if self._running.get(job.id) is running:
                 del self._running[job.id]
                 del self.tasks[job.id]
-            self._pulse.left_behind = len(self._left_behind)
-            self._wake.set()
+        self._pulse.left_behind = len(self._left_behind)
+        self._wake.set()
 
-        def left_behind() -> None:
-            if not task.done():
-                self._left_behind.add(running)
-                free()
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._left_behind.discard(running)
-            free()
-            if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("job %s: its end could not be written", job.id, exc_info=error)
-
-        task = asyncio.create_task(runner.run(running, left_behind), name=f"run-{job.id}")
-        self.tasks[job.id] = task
-        task.add_done_callback(ended)
+    def _count(self, job: ClaimedJob, by: int) -> None:
+        """What is counted of the jobs that run."""
+        if 0 < self._settings.max_crashes - 1 <= job.crashes:
+            self._suspects += by
+        if job.queue == WEBHOOKS_QUEUE:
+            self._delivering += by
+            if by < 0:
+                self._mail.set()
+        if job.owner is not None:
+            self._tenants[job.owner] += by
+            if not self._tenants[job.owner]:
+                del self._tenants[job.owner]
 
     def _heed(self, job_id: str, token: str, verdict: Verdict) -> None:
         running = self._running.get(job_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -44,8 +43,7 @@ _ENDS_BYTES = 1 << 18
 """The same by the size of results."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How an attempt ended: `result` is JSON, `error` a problem object, `arq_result` what stock arq clients read."""
 
     status: JobStatus
