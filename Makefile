@@ -17,7 +17,7 @@ dev: setup ## API, worker and Redis on this machine, until Ctrl-C
 
 test: ## every test, against a real Redis and in a real browser (ARGS="-k words")
 	@scripts/setup --dev --redis --browser --nginx --deploy
-	@exec .venv/bin/pytest $(ARGS)
+	@exec .venv/bin/pytest -n auto --dist worksteal $(ARGS)
 
 .PHONY: chaos
 chaos: ## kill, freeze and cut everything 1,200 times; books must balance, watchers miss nothing (ARGS="--chaos-seed 7")

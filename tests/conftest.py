@@ -19,6 +19,11 @@ REQUIRE_REDIS = "JOBSTREAM_REQUIRE_REDIS"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `-n auto`: tests wait for most of their time, so there may be more of them than cores."""
+    return min(8, 2 * (os.cpu_count() or 1))
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of the developer's shell must not steer the tests."""

@@ -63,7 +63,7 @@ async def api(alone: Service) -> AsyncIterator[GuardedProcess]:
 
 @pytest.fixture
 async def http(alone: Service) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(base_url=alone.url, timeout=20) as client:
+    async with httpx2.AsyncClient(base_url=alone.url, timeout=60) as client:
         yield client
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import time
@@ -174,7 +175,8 @@ def report(chaos: Chaos, accounts: Iterable[Account], runs: Counter[str]) -> str
 
 async def _thaw(frozen: Member | MortalRedis, seconds: float) -> None:
     await asyncio.sleep(seconds)
-    frozen.signal(signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):  # a later step has killed it
+        frozen.signal(signal.SIGCONT)
 
 
 def _now_ms() -> int:
