@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -16,6 +17,9 @@ from jobstream.task import ExecutorKind, Task
 
 _beat = Script("beat")
 _part = Script("part")
+_beat_api = Script("beat_api")
+
+Info = TypeVar("Info")
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +51,31 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     running: int
     started_at: int
+    version: str = ""
+    """Of jobstream."""
+    clock: int = 0
+    """The process's own clock (ms) when it sent this; Redis notes when it came."""
+    unreached: int = 0
+    """Seconds since it last claimed, or tried to and was answered."""
+    drain: float = 0.0
+    """Seconds that it may need to stop."""
+
+
+class ApiInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An API process's heartbeat."""
+
+    id: str
+    started_at: int
+    version: str
+    clock: int
+    drain: float = 0.0
+
+
+class Heartbeats(NamedTuple):
+    """Who is alive, each with when its last beat came (ms of Redis's time)."""
+
+    workers: list[tuple[WorkerInfo, int]]
+    apis: list[tuple[ApiInfo, int]]
 
 
 def announcement(task: Task) -> Announcement:
@@ -91,6 +120,46 @@ async def read_announcement(client: Redis, task: str) -> Announcement | None:
 async def part(client: Redis, worker_id: str) -> None:
     """Take a worker that stops out of the list; its tasks stay in the catalogue."""
     await _part(client, args=[worker_id])
+
+
+async def beat_api(client: Redis, api: ApiInfo, *, life: float) -> None:
+    """Say for `life` seconds that an API process is there."""
+    await _beat_api(client, args=[api.id, round(life * 1000), msgspec.json.encode(api)])
+
+
+async def part_api(client: Redis, process_id: str) -> None:
+    """Take an API process that stops out of the list."""
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.delete(keys.api_process(process_id))
+        pipe.zrem(keys.API_PROCESSES, process_id)
+        await pipe.execute()
+
+
+async def read_heartbeats(client: Redis) -> Heartbeats:
+    """Workers and API processes whose heart beats. One of a version that says other things is left out."""
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.zrange(keys.WORKERS, 0, -1)
+        pipe.zrange(keys.API_PROCESSES, 0, -1)
+        workers, apis = await pipe.execute()
+    async with client.pipeline(transaction=False) as pipe:
+        for each in workers:
+            pipe.hmget(keys.worker(each.decode()), ["info", "beat_at"])
+        for each in apis:
+            pipe.hmget(keys.api_process(each.decode()), ["info", "beat_at"])
+        found = await pipe.execute()
+    return Heartbeats(
+        _beats(found[: len(workers)], WorkerInfo),
+        _beats(found[len(workers) :], ApiInfo),
+    )
+
+
+def _beats(found: Sequence[tuple[bytes | None, bytes | None]], kind: type[Info]) -> list[tuple[Info, int]]:
+    beats: list[tuple[Info, int]] = []
+    for info, beat_at in found:
+        with contextlib.suppress(msgspec.DecodeError):
+            if info is not None and beat_at is not None:
+                beats.append((msgspec.json.decode(info, type=kind), int(beat_at)))
+    return beats
 
 
 async def read_workers(client: Redis) -> list[WorkerInfo]:

@@ -121,6 +121,10 @@ WORKER: Final = "jobstream:worker:"
 """hash, a worker's heartbeat; PX three beats."""
 WORKERS: Final = "jobstream:workers"
 """zset worker id → ms of its last beat; beats remove the silent ones; expires an hour after the last beat."""
+API_PROCESS: Final = "jobstream:api:"
+"""hash, an API process's heartbeat; PX three beats."""
+API_PROCESSES: Final = "jobstream:apis"
+"""zset process id → ms of its last beat; beats remove the silent ones; expires an hour after the last beat."""
 CATALOGUE: Final = "jobstream:catalogue"
 """hash task name → announcement (JSON); expires 7 days after the last beat of any worker."""
 CATALOGUE_VERSION: Final = "jobstream:catalogue:version"
@@ -229,6 +233,11 @@ def control(worker_id: str) -> str:
 def worker(worker_id: str) -> str:
     """hash, see WORKER."""
     return WORKER + worker_id
+
+
+def api_process(process_id: str) -> str:
+    """hash, see API_PROCESS."""
+    return API_PROCESS + process_id
 
 
 def api_key(key_id: str) -> str:

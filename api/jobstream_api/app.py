@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.resources
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Redire
 from starlette.staticfiles import StaticFiles
 
 from jobstream.redis import RedisSource, UrlSource
+from jobstream.version import VERSION
 from jobstream_api import problems
 from jobstream_api.auth.gate import PUBLIC, Authenticate, Gate
 from jobstream_api.auth.redact import redact_access_log
@@ -43,8 +43,6 @@ from jobstream_api.routes import (
 from jobstream_api.service import Service
 from jobstream_api.settings import ApiSettings
 from jobstream_api.wire import accepts_html
-
-VERSION = importlib.metadata.version("jobstream")
 
 DESCRIPTION = """Hand work over, keep the ticket, watch it live.
 

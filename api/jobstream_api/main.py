@@ -22,11 +22,8 @@ from jobstream_api.edges import about_request
 from jobstream_api.head import limited_protocol
 from jobstream_api.live.edge import Edge
 from jobstream_api.live.websocket import MESSAGE_BYTES
-from jobstream_api.service import Service
+from jobstream_api.service import GRACE_SECONDS, Service
 from jobstream_api.settings import ApiSettings
-
-GRACE_SECONDS = 5
-"""Time that answers under way get at shutdown. Event streams end at once."""
 
 LINGER_SECONDS = 0.5
 """At SIGTERM, time for clients to hear with an answer that their connection ends. One that is kept alive, and closed as

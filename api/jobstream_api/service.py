@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import secrets
+import socket
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -14,13 +17,14 @@ from starlette.requests import HTTPConnection
 
 from jobstream import keys
 from jobstream.cancellation import cancel
-from jobstream.catalogue import Announcement, find, read_catalogue, read_version
+from jobstream.catalogue import Announcement, ApiInfo, beat_api, find, part_api, read_catalogue, read_version
 from jobstream.egress import EgressPolicy
 from jobstream.errors import RedisUnavailable, StorageUnavailable, UnknownTask
 from jobstream.files import FileStore
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.store import read_record
+from jobstream.version import VERSION
 from jobstream.webhooks.target import Targets
 from jobstream_api.auth.gate import Authenticate, Gate, authenticate_by
 from jobstream_api.auth.tickets import Tickets
@@ -32,6 +36,12 @@ from jobstream_api.settings import ApiSettings
 from jobstream_api.validation import InputValidator
 
 logger = logging.getLogger("jobstream.api")
+
+GRACE_SECONDS = 5
+"""Time that answers under way get at shutdown. Event streams end at once."""
+
+BEAT_SECONDS = 5.0
+BEAT_LIFE_SECONDS = 15.0
 
 REFRESH_SECONDS = 1.0
 """How often the catalogue's version is looked at."""
@@ -91,6 +101,7 @@ class Service:
     """Use `running()` for as long as requests are answered."""
 
     def __init__(self, settings: ApiSettings, source: RedisSource) -> None:
+        self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.settings = settings
         self.source = source
         self.prefix = ""
@@ -149,6 +160,7 @@ class Service:
         async with self.hub.running():
             tasks = [
                 asyncio.create_task(self._keep_up(), name="service"),
+                asyncio.create_task(self._beat(), name="service-heartbeat"),
                 asyncio.create_task(self.streams.ping_for_ever(), name="service-pings"),
             ]
             try:
@@ -156,7 +168,23 @@ class Service:
             finally:
                 await cancel(*tasks)
                 await self.tape.aclose()
+                with contextlib.suppress(Exception):  # the heartbeat expires by itself
+                    async with asyncio.timeout(1):
+                        await part_api(self.client, self.id)
                 await self.client.aclose()
+
+    async def _beat(self) -> None:
+        """Say that this process is there, for ever: for whoever looks at the whole deployment."""
+        started_at = time.time_ns() // 1_000_000
+        while True:
+            clock = time.time_ns() // 1_000_000
+            info = ApiInfo(id=self.id, started_at=started_at, version=VERSION, clock=clock, drain=GRACE_SECONDS)
+            try:
+                await beat_api(self.client, info, life=BEAT_LIFE_SECONDS)
+            except Exception as error:
+                if not is_unavailable(error):
+                    logger.exception("the heartbeat cannot be written")
+            await asyncio.sleep(BEAT_SECONDS)
 
     async def _keep_up(self) -> None:
         """Refresh the catalogue for ever; while Redis is away, what was known stays known."""

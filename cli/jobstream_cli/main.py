@@ -567,6 +567,28 @@ def next_ticks(service: Service, name: str, count: int, owner: str | None) -> No
     _run(schedules.next_ticks(service, name, count=count, owner=owner))
 
 
+@cli.command()
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    envvar="JOBSTREAM_GRACE_SECONDS",
+    metavar="SECONDS",
+    help="From SIGTERM to SIGKILL where workers run: terminationGracePeriodSeconds. [env: JOBSTREAM_GRACE_SECONDS]",
+)
+@click.option("--strict", is_flag=True, help="Warnings count as errors, too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with all findings.")
+def doctor(grace: float | None, strict: bool, as_json: bool) -> None:
+    """Look for what is wrong with Redis, workers and API processes, and say what to do. Needs JOBSTREAM_REDIS_URL.
+
+    Exit code 0: nothing is; 1: something loses jobs or holds them up; 7: Redis cannot be reached.
+    """
+    from jobstream_cli import doctor
+    from jobstream_workers.settings import WorkerSettings
+
+    with _configuration_errors():
+        _run(doctor.run(grace=grace, drain=WorkerSettings().drain_seconds, strict=strict, as_json=as_json))
+
+
 @contextlib.contextmanager
 def _configuration_errors() -> Iterator[None]:
     """A wrong setting is one sentence and exit code 2, not a traceback."""

@@ -18,7 +18,8 @@ from jobstream.fake import FakeSource
 from jobstream.redis import UrlSource
 from jobstream.task import DEFAULT_TIMEOUT
 from jobstream_api.app import create_app
-from jobstream_api.main import GRACE_SECONDS, LINGER_SECONDS
+from jobstream_api.main import LINGER_SECONDS
+from jobstream_api.service import GRACE_SECONDS
 from jobstream_api.settings import ApiSettings
 from jobstream_workers.settings import WorkerSettings
 from tests.deploy.image import image_environment

@@ -101,6 +101,11 @@ class Pulse:
         self._answered = self._answered + 1 if redis_answers else 0
 
     @property
+    def unreached(self) -> int:
+        """Seconds since the claim loop last reached Redis; 0 while nothing more is claimed."""
+        return 0 if self.stopping else self._unreached
+
+    @property
     def in_doubt(self) -> bool:
         """Whether to ask Redis on another connection: the claim loop cannot reach it."""
         return self._unreached > self._late and not self._refused and not self.stopping

@@ -107,6 +107,11 @@ class WorkerSettings(RedisSettings, FileSettings, WebhookSettings, LogSettings, 
             raise ConfigurationError("JOBSTREAM_QUEUES names no queue")
         return value
 
+    @property
+    def drain_seconds(self) -> float:
+        """How long a worker may need from SIGTERM to its end: it must not be killed before."""
+        return self.shutdown_seconds + self.kill_seconds + 2
+
     @field_validator("webhook_retries")
     @classmethod
     def _retries(cls, value: str) -> str:

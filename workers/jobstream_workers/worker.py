@@ -32,6 +32,7 @@ from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.serialize import deserialize, serialize
 from jobstream.task import Task
+from jobstream.version import VERSION
 from jobstream.webhooks.deliveries import DELIVERY_TASK
 from jobstream_workers.claim import (
     ANY_SUSPECTS,
@@ -414,6 +415,10 @@ class Worker(ArqWorker):
                 slots=self._settings.max_jobs,
                 running=len(self._running) - self._delivering,
                 started_at=self._started_ms,
+                version=VERSION,
+                clock=time.time_ns() // 1_000_000,
+                unreached=self._pulse.unreached,
+                drain=self._settings.drain_seconds,
             )
             asked_at = time.monotonic()
             await catalogue.beat(self.pool, info, list(self._tasks.values()), life=BEAT_LIFE_SECONDS)
