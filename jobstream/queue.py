@@ -52,6 +52,7 @@ from jobstream.scripts import Argument, Script
 from jobstream.search import WORDS_MAX, words_of
 from jobstream.serialize import serialize
 from jobstream.store import JobFilter
+from jobstream.traces import Carrier, current
 from jobstream.webhooks.target import wrong_target
 
 LIVE_SECONDS = 7 * 86_400.0
@@ -158,6 +159,8 @@ class Submission:
     owner: str | None = None
     files: Sequence[Mapping[str, Any]] = ()
     """The uploads that the input names: they can be downloaded while the record lives."""
+    trace: Carrier | None = None
+    """To which trace it belongs; without it, that which is current where it is submitted."""
 
 
 @dataclass(frozen=True)
@@ -588,13 +591,15 @@ class _NewJob(NamedTuple):
             fields["callback_url"] = options.callback_url
         if wanted.files:
             fields["files"] = msgspec.json.encode(wanted.files).decode()
+        if trace := wanted.trace or current():
+            fields |= trace  # for the webhooks; the workers read the payload
         if said := words_of(wanted.data, tags=options.tags, limit=words):
             fields["words"] = " ".join(said)
         return cls(
             job_id=wanted.job_id or job_id or new_job_id(),
             queue=options.queue or wanted.default_queue,
             task=wanted.task,
-            payload=arq_payload(wanted.task, wanted.data),
+            payload=arq_payload(wanted.task, wanted.data, trace),
             delay_ms=round(options.delay * 1000),
             run_at_ms=round(options.run_at.timestamp() * 1000) if options.run_at else 0,
             tags=" ".join(dict.fromkeys(options.tags)),
@@ -649,6 +654,10 @@ class _RedisClock:
         return round(time.monotonic() * 1000 + self._ahead_ms + PATIENCE_SECONDS * 1000)
 
 
-def arq_payload(task: str, data: dict[str, Any]) -> bytes:
-    """arq's job payload: the input travels as keyword arguments, so that a stock worker could run it."""
-    return serialize({"t": None, "f": task, "a": (), "k": data, "et": time.time_ns() // 1_000_000})
+def arq_payload(task: str, data: dict[str, Any], trace: Carrier | None = None) -> bytes:
+    """arq's job payload: the input travels as keyword arguments, so that a stock worker could run it.
+
+    `trace`: what belongs to it; arq does not look at further members.
+    """
+    payload = {"t": None, "f": task, "a": (), "k": data, "et": time.time_ns() // 1_000_000}
+    return serialize(payload | {"trace": dict(trace)} if trace else payload)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
@@ -113,6 +114,7 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_a_check},
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
@@ -133,6 +135,11 @@ def create_app(settings: ApiSettings | None = None, source: RedisSource | None =
         )
     app.add_middleware(Edges, meter=service.meter)
     return app
+
+
+def _is_a_check(scope: MutableMapping[str, Any]) -> bool:
+    """What a cluster asks every few seconds, and is no request of anybody."""
+    return str(scope.get("path", "")).endswith(("/livez", "/readyz", "/metrics"))
 
 
 def _public_path(app: FastAPI, service: Service) -> str:

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobstream.traces import current, trace_id
 from jobstream_api.meter import Meter
 
 logger = logging.getLogger("jobstream.access")
@@ -110,4 +111,7 @@ def allow_own_scripts(page: HTMLResponse) -> HTMLResponse:
 def about_request() -> dict[str, str]:
     """What the lines of a request are about."""
     identity = request_id.get()
-    return {} if identity == "-" else {"request_id": identity}
+    if identity == "-":
+        return {}
+    trace = trace_id(current())
+    return {"request_id": identity, "trace_id": trace} if trace else {"request_id": identity}

@@ -13,7 +13,7 @@ from types import FrameType
 
 import uvicorn
 
-from jobstream import logs
+from jobstream import logs, telemetry
 from jobstream.errors import ConfigurationError
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api.app import create_app
@@ -40,6 +40,11 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._terminated = False
+
+    async def _serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's; after it the signal is raised again, which ends the process."""
+        await super()._serve(sockets)
+        await asyncio.to_thread(telemetry.finish)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT. It may interrupt anything, so the streams are closed in the loop's next turn."""
@@ -94,6 +99,7 @@ def main(settings: ApiSettings | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigurationError, also for an address that cannot be listened on."""
     settings = settings or ApiSettings()
     logs.configure(settings.log_format, settings.log_level, more=about_request)
+    telemetry.configure(settings.traces, service="jobstream-api")
     _raise_file_limit()
     server = create_server(settings, UrlSource.from_settings(settings))
     # What is loaded by now stays: the garbage collector need not look at it again and again, and may come less often.

@@ -26,7 +26,7 @@ class Meter:
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
         """A request was answered, `seconds` until the answer began; `status` 0: it was not, its client has gone."""
-        route = str(getattr(scope.get("route"), "path", OTHER))
+        route = str(getattr(scope.get("route"), "path_format", OTHER))
         method = scope["method"] if scope["method"] in METHODS else OTHER
         self._answered[method, route, str(status)] += 1
         if status:

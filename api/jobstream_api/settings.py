@@ -9,11 +9,12 @@ from jobstream.limits import Rate, SubmitLimits
 from jobstream.logs import LogSettings
 from jobstream.redis import RedisSettings
 from jobstream.search import WORDS_MAX
+from jobstream.telemetry import TraceSettings
 from jobstream.webhooks.settings import WebhookSettings
 from jobstream_api.auth.settings import AuthSettings
 
 
-class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings, LogSettings):
+class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings, LogSettings, TraceSettings):
     """The API's settings: `JOBSTREAM_…` in the environment or in `.env`."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import uvicorn
 from uvicorn.importer import import_from_string
 
-from jobstream import logs
+from jobstream import logs, telemetry
 from jobstream.errors import ConfigurationError
 from jobstream.fake import FakeSource
 from jobstream.redis import RedisSource
@@ -63,6 +63,7 @@ async def run(
     signal has come.
     """
     logs.configure(api.log_format, api.log_level, more=about_request)
+    telemetry.configure(api.traces, service="jobstream")
     add_working_directory()
     source = FakeSource()
     server = create_server(api, source)

@@ -27,6 +27,7 @@ from jobstream.client.errors import (
 )
 from jobstream.job import Job, JobStatus
 from jobstream.schedule import Schedule
+from jobstream.traces import current
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -156,8 +157,9 @@ class Call(Generic[T]):
     @contextmanager
     def request(self, client: httpx2.Client | httpx2.AsyncClient) -> Iterator[httpx2.Request]:
         """To be sent within the block, while its files are open. Raises OSError for a file that cannot be read."""
+        headers = {**self.headers, **current()}  # the service continues the trace
         if not any(self.files.values()):
-            typed = {**self.headers, "Content-Type": "application/json"} if self.body is not None else self.headers
+            typed = {**headers, "Content-Type": "application/json"} if self.body is not None else headers
             yield client.build_request(self.method, self.url, params=self.params, headers=typed, content=self.body)
             return
         with ExitStack() as opened:
@@ -168,7 +170,7 @@ class Call(Generic[T]):
             ]
             form = _form(self.body or b"{}")
             yield client.build_request(
-                self.method, self.url, params=self.params, headers=self.headers, data=form, files=parts
+                self.method, self.url, params=self.params, headers=headers, data=form, files=parts
             )
 
     def answer(self, response: httpx2.Response) -> T:

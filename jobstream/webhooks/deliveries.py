@@ -25,6 +25,7 @@ from jobstream.job import FINAL, WEBHOOKS_QUEUE, Job, JobStatus, Record, from_ms
 from jobstream.queue import Queue, Submission, SubmitOptions
 from jobstream.redis import time_ms
 from jobstream.store import is_visible
+from jobstream.traces import Carrier
 from jobstream.webhooks import endpoints
 from jobstream.webhooks.endpoints import TEST_EVENT, Endpoint
 from jobstream.webhooks.message import (
@@ -34,6 +35,7 @@ from jobstream.webhooks.message import (
     ended_job,
     message_id_of,
     result_was_left_out,
+    trace_of,
 )
 
 logger = logging.getLogger("jobstream.webhooks")
@@ -100,6 +102,7 @@ class _New:
     webhook: str | None
     job: str | None
     created_ms: int
+    trace: Carrier | None
 
 
 async def collect(client: Redis, *, base: str) -> bool:
@@ -215,12 +218,14 @@ async def _deliveries_of(client: Redis, entries: Sequence[bytes], *, base: str) 
         omitted = ("result",) if result_was_left_out(entry) else ()
         body = body_of(event, wire_time(at), job.model_dump(mode="json"), omitted=omitted)
         message_id = message_id_of(job)
-        made += [
-            _new(message_id, event, body, webhook=each.id, url=each.url, owner=job.owner, job=job, at=at)
-            for each in wanting
-        ]
+        receivers: list[tuple[str | None, str]] = [(each.id, each.url) for each in wanting]
         if callback_url is not None:
-            made.append(_new(message_id, event, body, webhook=None, url=callback_url, owner=job.owner, job=job, at=at))
+            receivers.append((None, callback_url))
+        trace = trace_of(entry)
+        made += [
+            _new(message_id, event, body, webhook=webhook, url=url, owner=job.owner, job=job, at=at, trace=trace)
+            for webhook, url in receivers
+        ]
     return made
 
 
@@ -234,6 +239,7 @@ def _new(
     owner: str | None,
     job: Job | None,
     at: datetime,
+    trace: Carrier | None = None,
 ) -> _New:
     created_ms = _ms(at)
     delivery_id = delivery_id_of(message_id, webhook or "callback", now_ms=created_ms)
@@ -246,7 +252,7 @@ def _new(
     }
     known = {"webhook": webhook, "owner": owner, "job": job.id if job else None}
     fields |= {name: value for name, value in known.items() if value is not None}
-    return _New(delivery_id, fields, webhook, job.id if job else None, created_ms)
+    return _New(delivery_id, fields, webhook, job.id if job else None, created_ms, trace)
 
 
 async def _store(client: Redis, made: Sequence[_New]) -> None:
@@ -272,7 +278,13 @@ async def _store(client: Redis, made: Sequence[_New]) -> None:
         await pipe.execute()
     queue = Queue(client, words=0)
     jobs = [
-        Submission(DELIVERY_TASK, {"delivery": new.delivery_id}, **_options(new.job), job_id=new.delivery_id)
+        Submission(
+            DELIVERY_TASK,
+            {"delivery": new.delivery_id},
+            **_options(new.job),
+            job_id=new.delivery_id,
+            trace=new.trace,
+        )
         for new in made
     ]
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from jobstream.job import Job, job_from_record, new_job_id
+from jobstream.traces import Carrier, checked
 
 BODY_BYTES = 20_000
 
@@ -29,6 +30,11 @@ def callback_url_of(entry: bytes) -> str | None:
     """The `callback_url` that the job was submitted with."""
     found: str | None = msgspec.json.decode(entry, type=dict[str, str]).get("callback_url")
     return found
+
+
+def trace_of(entry: bytes) -> Carrier | None:
+    """The trace that the job was submitted in."""
+    return checked(msgspec.json.decode(entry, type=dict[str, str]))
 
 
 def result_was_left_out(entry: bytes) -> bool:

@@ -53,7 +53,7 @@ async def test_it_says_what_waits_and_what_was_answered(service: Guarded) -> Non
     assert after["jobstream_jobs_due webhooks"] == 0
     assert after["jobstream_workers"] == 1
     assert after["jobstream_jobs_submitted_total quiet"] == 5
-    assert after["jobstream_http_requests_total POST /{task:task} 202"] == 2
+    assert after["jobstream_http_requests_total POST /{task} 202"] == 2
     assert after["jobstream_http_requests_total GET /jobs/{job_id} 200"] == 1
     assert after["jobstream_http_seconds_count GET /jobs/{job_id}"] == 1
     assert after["jobstream_build_info api 0.1.0"] == 1

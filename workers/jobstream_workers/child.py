@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import msgspec
 
-from jobstream import logs
+from jobstream import logs, traces
 from jobstream.cancellation import Flag
 from jobstream.context import JobContext
 from jobstream.errors import JobCancelled, JobstreamError, Retry
@@ -103,7 +103,7 @@ class Child:
     def _run(self, start: Start, outbox: Outbox) -> Answer:
         files = self._files.of(start.job_id, scratch=Path(start.scratch) if start.scratch else None)
         try:
-            logs.run_alone(logs.JobLine(start.job_id, start.attempt, start.task, start.trace_id))
+            logs.run_alone(logs.JobLine(start.job_id, start.attempt, start.task, traces.trace_id(start.trace)))
             task = find_task(start.reference, start.task)
             logs.configure_for_structlog(self._told)
             job = JobContext(
@@ -115,7 +115,8 @@ class Child:
                 files=files,
                 cancelled=self._cancelled,
             )
-            return Returned(call(task, msgspec.json.decode(start.data), job, self._cancelled))
+            with traces.below(start.trace):
+                return Returned(call(task, msgspec.json.decode(start.data), job, self._cancelled))
         except (JobstreamError, Retry) as error:
             return answer_of(error)
         finally:

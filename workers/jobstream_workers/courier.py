@@ -20,6 +20,7 @@ from jobstream.errors import DeliveryNotFound, Retry, TaskError, WebhookNotFound
 from jobstream.retry import RetryPolicy
 from jobstream.scripts import Script
 from jobstream.task import Task, task
+from jobstream.traces import current
 from jobstream.webhooks import deliveries, endpoints
 from jobstream.webhooks.deliveries import DELIVERY_TASK, KEPT_SECONDS, Attempt, Delivery, State, get_delivery
 from jobstream.webhooks.endpoints import TEST_EVENT, Endpoint
@@ -165,6 +166,7 @@ class Courier:
         """The status of the answer, and how many seconds it asks us to wait."""
         headers = signed_headers(delivery.message_id, int(time.time()), delivery.body, using)
         headers |= {"Content-Type": "application/json", "User-Agent": "jobstream", "Accept-Encoding": "identity"}
+        headers |= current()
         async with self._http.stream("POST", url, content=delivery.body, headers=headers) as response:
             size = 0
             async for piece in response.aiter_raw():

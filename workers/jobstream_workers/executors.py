@@ -22,6 +22,7 @@ from jobstream.outbox import Outbox
 from jobstream.owned import OwnedQueue
 from jobstream.queue import Queue
 from jobstream.task import Task
+from jobstream.traces import Carrier, current
 from jobstream_workers.call import call, call_async
 from jobstream_workers.frames import Start
 from jobstream_workers.loader import check_importable
@@ -43,6 +44,8 @@ class Execution(msgspec.Struct, frozen=True):
     """Set when the job must stop."""
     begun: Callable[[], None] = lambda: None
     """Called when the function begins: a process task may have to wait for a free child before."""
+    trace: Carrier | None = None
+    """The trace that the job was submitted in."""
 
     def stop(self) -> None:
         """Tell the function to stop; it hears of it when it next looks or speaks."""
@@ -148,6 +151,7 @@ class Executors:
             attempt=execution.attempt,
             max_attempts=execution.max_attempts,
             scratch=str(scratch or ""),
+            trace=current() or (dict(execution.trace) if execution.trace else None),
         )
         assert execution.outbox is not None
         try:

@@ -32,9 +32,9 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     job_id: str
     attempt: int
     max_attempts: int
-    trace_id: str | None = None
     scratch: str = ""
     """Where copies of files may be put; the worker removes it."""
+    trace: dict[str, str] | None = None
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):

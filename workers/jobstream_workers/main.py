@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from jobstream import logs
+from jobstream import logs, telemetry
 from jobstream.cancellation import cancel
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_workers.background import with_background_tasks
@@ -55,6 +55,7 @@ def main(settings: WorkerSettings | None = None) -> None:
     """Run a worker until SIGTERM or SIGINT. Raises ConfigurationError."""
     settings = settings or WorkerSettings()
     logs.configure(settings.log_format, settings.log_level)
+    telemetry.configure(settings.traces, service="jobstream-worker")
     add_working_directory()
     source = UrlSource.from_settings(settings)
     _run(_until_signalled(settings, source))
@@ -66,6 +67,7 @@ async def _until_signalled(settings: WorkerSettings, source: RedisSource) -> Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if await run_worker(settings, source, stop):
+        telemetry.finish()
         logging.shutdown()
         os._exit(0)
 

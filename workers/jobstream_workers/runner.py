@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.asyncio import Redis
 
+from jobstream import traces
 from jobstream.cancellation import Flag
 from jobstream.catalogue import announcement
 from jobstream.errors import (
@@ -87,6 +88,8 @@ class Payload(msgspec.Struct, frozen=True):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     enqueued_ms: int
+    trace: traces.Carrier | None = None
+    """The trace that it was submitted in."""
 
 
 class RunningJob:
@@ -230,6 +233,7 @@ class Runner:
         self._deadlines = Deadlines()
         self._burials: set[asyncio.Task[None]] = set()
         self._meter = meter
+        self._tracer = traces.tracer()
 
     async def run(self, running: RunningJob, left_behind: Callable[[], None] = lambda: None) -> None:
         """Make the attempt and write its end. Never raises for anything that the job did.
@@ -248,6 +252,8 @@ class Runner:
         try:
             payload = read_payload(job)
             line.task = payload.task
+            if payload.trace is not None:
+                line.trace_id = traces.trace_id(payload.trace)
             task = self._tasks.get(payload.task)
             if not job.known and await self._adopt(job, task, payload):
                 return
@@ -256,7 +262,8 @@ class Runner:
                     raise TaskMissing(f"No worker that is heard of has a task {payload.task[:64]!r}")
                 if job.crashes >= self._max_crashes:
                     raise WorkerCrashed(f"{job.crashes} workers died while they ran the job")
-                result = await self._attempt(running, Burial(task, payload, started_ms, left_behind))
+                run = self._attempt if self._tracer is None else self._traced
+                result = await run(running, Burial(task, payload, started_ms, left_behind))
         except (JobstreamError, Retry) as problem:
             error = problem
         except Exception:
@@ -324,6 +331,34 @@ class Runner:
         released = not job.stop and (task is None or task.max_running is not None)
         return released and await writer.release()
 
+    async def _traced(self, running: RunningJob, burial: Burial) -> bytes | None:
+        """The same, and a span of it."""
+        assert self._tracer is not None
+        job, payload = running.job, burial.payload
+        attributes: dict[str, str | int | float] = {
+            "messaging.system": "jobstream",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": job.queue,
+            "messaging.message.id": job.id,
+            "jobstream.task": payload.task,
+            "jobstream.attempt": job.attempt,
+            "jobstream.waited": job.waited,
+        }
+        with traces.attempt_span(self._tracer, f"run {payload.task}", payload.trace, attributes) as span:
+            if (line := job_line.get()) is not None:
+                line.trace_id = traces.trace_id(traces.current())
+            try:
+                result = await self._attempt(running, burial)
+            except JobstreamError as error:
+                traces.note_failure(span, error.code)
+                raise
+            except Retry:
+                span.set_attribute("jobstream.outcome", "retry")
+                raise
+            if result is None and running.stop_reason is not None:
+                span.set_attribute("jobstream.outcome", running.stop_reason.value)
+            return result
+
     async def _attempt(self, running: RunningJob, burial: Burial) -> bytes | None:
         """The task's result as JSON, or None when the attempt was stopped. Raises JobstreamError or Retry."""
         task, job = burial.task, running.job
@@ -338,6 +373,7 @@ class Runner:
             outbox=None if reporter is None else reporter.outbox,
             cancelled=running.cancelled,
             begun=partial(self._deadlines.watch, running, limit),
+            trace=payload.trace,
         )
         # A thread cannot be left: it would keep its place in the pool. A process need not be: it is killed.
         give_up = partial(self._leave, running, burial, limit) if task.executor == "loop" else None
@@ -491,7 +527,8 @@ def read_payload(job: ClaimedJob) -> Payload:
         data = args[0]
     else:
         raise InvalidInput("A task takes keyword arguments, or one positional argument that holds all of them")
-    return Payload(task=task, data=data, args=args, kwargs=kwargs, enqueued_ms=enqueued)
+    trace = traces.checked(stored["trace"]) if "trace" in stored else None
+    return Payload(task=task, data=data, args=args, kwargs=kwargs, enqueued_ms=enqueued, trace=trace)
 
 
 def _outcome(

@@ -12,6 +12,7 @@ from jobstream.files import FileSettings
 from jobstream.job import QUEUE_NAME, RESERVED_QUEUES
 from jobstream.logs import LogSettings
 from jobstream.redis import RedisSettings
+from jobstream.telemetry import TraceSettings
 from jobstream.webhooks.settings import WebhookSettings
 from jobstream_workers.claim import WEEK_SECONDS
 
@@ -19,7 +20,7 @@ MAX_DELAY_SECONDS = 4 * 86_400.0
 """Between two attempts to deliver a webhook: its record lives for two weeks after each."""
 
 
-class WorkerSettings(RedisSettings, FileSettings, WebhookSettings, LogSettings, CallSettings):
+class WorkerSettings(RedisSettings, FileSettings, WebhookSettings, LogSettings, TraceSettings, CallSettings):
     """A worker's settings: `JOBSTREAM_…` in the environment or in `.env`."""
 
     tasks: str = Field(
