@@ -373,7 +373,7 @@ class Runner:
             outbox=None if reporter is None else reporter.outbox,
             cancelled=running.cancelled,
             begun=partial(self._deadlines.watch, running, limit),
-            trace=payload.trace,
+            trace=burial.payload.trace,
         )
         # A thread cannot be left: it would keep its place in the pool. A process need not be: it is killed.
         give_up = partial(self._leave, running, burial, limit) if task.executor == "loop" else None
