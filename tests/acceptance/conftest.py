@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,6 +15,9 @@ import pytest
 from jobstream.embedded import ChildRedis, ServerProgram
 from tests.acceptance import wire
 from tests.acceptance.service import Service, running
+
+CURL_NEEDED = (7, 82)
+"""`curl --json` is that old."""
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +47,14 @@ def puppet(tmp_path: Path) -> Iterator[wire.Puppet]:
     """A job on strings."""
     with wire.puppet(tmp_path) as held:
         yield held
+
+
+@pytest.fixture
+def curl() -> None:
+    """A curl that knows `--json`; without one the test is skipped, or fails where nothing may be."""
+    program = shutil.which("curl")
+    said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout if program else ""
+    version = re.match(r"curl (\d+)\.(\d+)", said)
+    if version is None or tuple(map(int, version.groups())) < CURL_NEEDED:
+        reason = "no curl of version {}.{} or later on PATH".format(*CURL_NEEDED)
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

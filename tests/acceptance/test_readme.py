@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -30,7 +29,7 @@ RUN = (
     *("README.md", "docs/tasks.md", "docs/http.md", "docs/client.md", "docs/security.md", "docs/webhooks.md"),
     "docs/schedules.md",
 )
-LINKED = ("README.md", "CHANGELOG.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/*.md"))))
+LINKED = ("README.md", "CHANGELOG.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md"))))
 
 NOT_RUN = {
     "make demo": "tests/acceptance/test_demo.py runs `jobstream demo`, which is all that it does",
@@ -42,9 +41,6 @@ NOT_RUN = {
 NO_CODE = {"mermaid", "text"}
 DOCUMENTED_PORT = 8000
 COMMAND_SECONDS = 60.0
-
-CURL_NEEDED = (7, 82)
-"""`curl --json` is that old."""
 
 
 class Block(NamedTuple):
@@ -184,6 +180,7 @@ class Walk:
         self.stack: Stack | None = None
         self.files: dict[str, Block] = {}
         self.ran: list[str] = []
+        self.started = self.ending.enter_context(ExitStack())
 
     def go(self) -> None:
         """Run it all. Fails at the first snippet that does not do what it says."""
@@ -234,22 +231,28 @@ class Walk:
 
     def _start(self, command: Command) -> None:
         """`NAME=value… jobstream dev …`, on a port that is free and on fakeredis, until the next one or the end."""
-        self.ending.close()
-        words = shlex.split(command.text)
+        self.started.close()
+        words = shlex.split(self._here(command.text))
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
             self.environment.setenv(name, value)
-        stack = Stack(*words[1:], directory=self.directory, redis="fake")
-        self.stack = self.ending.enter_context(stack)
+        stack = self._stack(*words[1:])
+        self.stack = self.started.enter_context(stack)
         stack.wait_for("ready ")
         self._compare(command, stack.text.partition("(end of output)")[0])
 
     def _compare(self, command: Command, printed: str) -> None:
-        if self.stack is not None:
-            printed = printed.replace(f":{self.stack.port}", f":{DOCUMENTED_PORT}")
+        printed = self._documented(printed)
         if command.output.strip():
             same = self.names.match(command.output, printed)
             assert same, f"{self._at(command.line)}: $ {command.text}\n{printed}\nis not\n{command.output}"
+
+    def _stack(self, *arguments: str) -> Stack:
+        return Stack(*arguments, directory=self.directory, redis="fake")
+
+    def _documented(self, printed: str) -> str:
+        """What was printed, as if it were on the document's port."""
+        return printed.replace(f":{self.stack.port}", f":{DOCUMENTED_PORT}") if self.stack else printed
 
     def _here(self, text: str) -> str:
         port = self.stack.port if self.stack else DOCUMENTED_PORT
@@ -263,17 +266,6 @@ class Walk:
 
     def _at(self, line: int) -> str:
         return f"{self.document}:{line}"
-
-
-@pytest.fixture
-def curl() -> None:
-    """A curl that knows `--json`; without one the test is skipped, or fails where nothing may be."""
-    program = shutil.which("curl")
-    said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout if program else ""
-    version = re.match(r"curl (\d+)\.(\d+)", said)
-    if version is None or tuple(map(int, version.groups())) < CURL_NEEDED:
-        reason = "no curl of version {}.{} or later on PATH".format(*CURL_NEEDED)
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 @pytest.mark.usefixtures("curl")
