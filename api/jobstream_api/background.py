@@ -42,7 +42,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from jobstream.call import Call, Callee, CallSettings, NotCarried, Upload, is_allowed, task_input
-from jobstream.errors import ConfigurationError, JobstreamError, RedisUnavailable, Unauthorized
+from jobstream.errors import ConfigurationError, JobstreamError, RedisUnavailable, StorageUnavailable, Unauthorized
 from jobstream.files import CHUNK_BYTES, FileSettings, FileStore
 from jobstream.job import DEFAULT_QUEUE, DEFAULT_TTL, job_ids, new_job_id
 from jobstream.queue import TAG, Queue, Submission, SubmitOptions
@@ -255,13 +255,15 @@ class Handover:
         ):  # refused; after any other error the jobs may be there, and workers look for files of none
             for each in added:
                 if each.uploads:
-                    await asyncio.to_thread(files.remove, each.job_id)
+                    with contextlib.suppress(StorageUnavailable):  # workers find them, too
+                        await asyncio.to_thread(files.remove, each.job_id)
             raise
 
     async def _storage(self) -> tuple[Queue, FileStore]:
         if self._service is not None:
             return self._service.queue, self._service.files
-        return await _queue_of_this_loop(), FileStore.at(_settings().files_place)
+        opened = await _open_in_this_loop()
+        return opened.queue, opened.files
 
     async def _owner(self) -> str | None:
         """Whose jobs they are: those of the caller, if the app says who that is."""
@@ -451,22 +453,23 @@ def _source() -> RedisSource:
 
 
 class _Open(NamedTuple):
-    """A queue, and the generator that closes it."""
+    """What it takes to hand over, and the generator that closes it."""
 
     queue: Queue
+    files: FileStore
     life: AsyncGenerator[Queue, None]
 
 
 _open: WeakKeyDictionary[asyncio.AbstractEventLoop, _Open] = WeakKeyDictionary()
 
 
-async def _queue_of_this_loop() -> Queue:
-    """One queue for each event loop. The loop itself closes it at its end, as it does with generators that it began."""
+async def _open_in_this_loop() -> _Open:
+    """Once for each event loop. The loop itself closes it at its end, as it does with generators that it began."""
     loop = asyncio.get_running_loop()
     if (known := _open.get(loop)) is None:
         life = _living_queue(_source())
-        known = _open[loop] = _Open(await anext(life), life)
-    return known.queue
+        known = _open[loop] = _Open(await anext(life), FileStore.at(_settings().files_place), life)
+    return known
 
 
 async def _living_queue(source: RedisSource) -> AsyncGenerator[Queue, None]:
@@ -509,14 +512,17 @@ def _uploads(parameter: str, value: object) -> Iterator[tuple[Upload, StarletteU
 
 async def _spool(file: StarletteUploadFile, files: FileStore, job_id: str, number: int) -> dict[str, Any]:
     """Store all of an upload, whatever the app has read of it, piece by piece."""
-    at = file.file.tell()
-    await asyncio.to_thread(file.file.seek, 0)
-    writer = files.create(job_id, number, name=file.filename or "", content_type=file.content_type)
-    async with writer:
-        while piece := await asyncio.to_thread(file.file.read, CHUNK_BYTES):
-            await writer.write(piece)
-    await asyncio.to_thread(file.file.seek, at)
-    return writer.file.model_dump()
+
+    def copy() -> dict[str, Any]:
+        at = file.file.tell()
+        file.file.seek(0)
+        with files.create(job_id, number, name=file.filename or "", content_type=file.content_type) as writer:
+            while piece := file.file.read(CHUNK_BYTES):
+                writer.put(piece)
+        file.file.seek(at)
+        return writer.file.model_dump()
+
+    return await asyncio.to_thread(copy)
 
 
 async def _run_here(added: Sequence[_Added]) -> None:
