@@ -15,17 +15,18 @@ import pytest
 
 from jobstream.embedded import ServerProgram
 from tests.acceptance.dev_stack import Stack, eventually, is_free
-from tests.acceptance.service import free_port
 from tests.acceptance.test_readme import DOCUMENTED_PORT, ROOT, Command, Walk
+from tests.ports import free_port
 
 RECIPES = ("docs/background.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/recipes/from-*.md"))))
 REDIS_PORT = 6379
 
 
 def two_free_ports() -> int:
-    """A port that nobody uses at this moment, nor the next one: those of an app and of the service beside it."""
-    while not is_free((port := free_port()) + 1):
-        pass
+    """A port for an app; the next one, for the service beside it, is free as well."""
+    port = free_port()
+    while (after := free_port()) != port + 1:
+        port = after
     return port
 
 
