@@ -43,6 +43,7 @@ JobstreamError
 ├── PayloadUnreadable       500  the job's payload cannot be decoded
 ├── CancelledByClient       410  why a cancelled job has no result
 ├── WorkerCrashed           500  the worker that ran the job died, again and again
+├── PredecessorFailed       424  a job that it was to run after did not succeed
 ├── ConfigurationError           a setting or a task's declaration is wrong
 └── TaskError               422  raised by a task: the caller's fault, with a status of the task's choice
 Retry (Exception)                raised by a task: this attempt is over, try again
@@ -524,6 +525,16 @@ class CancelledByClient(JobstreamError):
 
     status = 410
     code = "cancelled"
+
+
+class PredecessorFailed(JobstreamError):
+    """A job that it was to run after did not succeed
+
+    It has not run. Run the other one again first, and then this one.
+    """
+
+    status = 424
+    code = "predecessor-failed"
 
 
 class Draining(JobstreamError):

@@ -134,6 +134,9 @@ class Job(BaseModel):
     tags: list[str]
     owner: str | None
     parent: str | None
+    after: list[str] = Field(
+        default_factory=list, description="Jobs and batches that must have succeeded before it runs"
+    )
     batch: str | None = Field(None, description="The batch that it was submitted with")
     links: JobLinks
 
@@ -168,6 +171,7 @@ def job_from_record(record: Record, *, prefix: str = "") -> Job:
         tags=record.get(b"tags", b"").decode().split(),
         owner=_text(record.get(b"owner")),
         parent=_text(record.get(b"parent")),
+        after=record.get(b"after", b"").decode().split(),
         batch=_text(record.get(b"batch")),
         links=job_links(job_id, task, prefix=prefix),
     )

@@ -68,6 +68,11 @@ MAX_SECONDS = 366 * 86_400.0
 TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
 TAGS_MAX = 20
 PRIORITY_MAX = 100
+AFTER_MAX = 1_000
+"""Jobs that one job may run after; all jobs of a batch together name `BATCH_JOBS` at most."""
+_NO_TIME_MS = round(MAX_SECONDS * 1000)
+"""The delay under which a job that waits for others is stored; see after.lua."""
+_JOB_ID = re.compile(r"[!-~]{1,128}\Z")
 
 QUEUE_FULL_SECONDS = 5
 """When a full queue is worth another try, as long as nobody knows how fast it is cleared."""
@@ -87,9 +92,10 @@ ALL_JOBS = JobFilter()
 _submit = Script("submit", uses=["turns", "admit", "store"])
 _look = Script("look", uses=["turns", "admit"])
 _submit_many = Script("submit_many", uses=["turns", "admit", "store"])
-_submit_batch = Script("submit_batch", uses=["turns", "admit", "store", "submit_many"])
-_cancel = Script("cancel", uses=["turns", "stop"])
-_rerun = Script("rerun", uses=["turns"])
+_submit_after = Script("submit_after", uses=["turns", "admit", "store", "submit", "after"])
+_submit_batch = Script("submit_batch", uses=["turns", "admit", "store", "submit_many", "after"])
+_cancel = Script("cancel", uses=["turns", "after", "stop"])
+_rerun = Script("rerun", uses=["turns", "after"])
 
 CANCELLED = msgspec.json.encode(job_problem(CancelledByClient("cancelled by client"), attempt=0))
 
@@ -106,6 +112,9 @@ class SubmitOptions:
     priority: int = 0
     """0 to 100: a higher one runs first, whenever it was submitted. None is below 0, where arq's scores are not due."""
     tags: Sequence[str] = ()
+    after: Sequence[str | int] = ()
+    """Ids of jobs, or batches, of the same owner: the job runs when these have succeeded, and ends without having run
+    as soon as one has not. In a batch also numbers: of its jobs that come before this one, the first is 0."""
     callback_url: str | None = None
     """Told of the job's end; whether it leads where webhooks may go is for who takes it from a client to find out."""
     internal: bool = False
@@ -134,6 +143,8 @@ class SubmitOptions:
             raise _wrong(
                 "tags", f"tags are up to {TAGS_MAX} words of 1 to 64 letters, digits and the signs _ . : / @ + -"
             )
+        if len(self.after) > AFTER_MAX or not all(isinstance(one, int) or _JOB_ID.match(one) for one in self.after):
+            raise _wrong("after", f"after names up to {AFTER_MAX:,} jobs by their ids")
         if self.callback_url is not None and (why := wrong_target(self.callback_url)) is not None:
             raise _wrong("callback_url", why)
 
@@ -270,10 +281,16 @@ class Queue:
             ),
             words=self._words,
         )
+        if any(isinstance(one, int) for one in new.after):
+            raise _wrong("after", "after names jobs by their ids; numbers are for jobs of a batch")
         before: list[Argument] = [*new.head, round(LIVE_SECONDS * 1000), new.tags]
         after: list[Argument] = [scoped(key, owner) if key else "", fingerprint, self._limits_word, *new.field_words()]
+        script = _submit
+        if new.after:
+            script = _submit_after
+            after += [" ".join(map(str, new.after)), new.delay_ms, new.run_at_ms, owner or ""]
         for _ in range(2):  # the second time with a clock that was set by the first
-            verdict, *rest = await _submit(
+            verdict, *rest = await script(
                 self.client, key_names=[keys.queue(new.queue)], args=[*before, self._clock.deadline(), *after]
             )
             if verdict == b"mismatch":
@@ -283,7 +300,14 @@ class Queue:
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
+            if verdict == b"unknown":
+                raise _wrong("after", f"There is no job {rest[0].decode()!r} to run after")
             self._check_admitted(verdict, rest, {new.queue: 1}, 1)
+            if verdict == b"waiting":
+                self._on_stored(task)
+                if quota := list(map(int, rest[1:])):
+                    on_quota(Quota.of(*quota))
+                return self._job(pairs(rest[0])), False
             if verdict != b"stored":
                 return self._job(pairs(rest[0])), verdict == b"replayed"
             self._on_stored(task)
@@ -321,6 +345,8 @@ class Queue:
         """
         first_id = first_id or new_job_id()
         new = await self._new_jobs(submissions, job_ids(first_id, len(submissions)))
+        if any(job.after for job in new):
+            raise _wrong("after", "jobs that run after others come one by one, or as a batch: submit_batch")
         if not new:
             return [], False
         call = _ManyCall(first_id, scoped(key, owner) if key else "", fingerprint)
@@ -339,7 +365,7 @@ class Queue:
         fingerprint: str = "",
         on_quota: Callable[[Quota], None] = lambda quota: None,
     ) -> tuple[StoredBatch, bool]:
-        """`submit_many_once` of at least one job, and a batch with it, which counts them: jobstream.batch reads it.
+        """`submit_many_once` of at least one job, and a batch with it, which counts them: jobstream.batches reads it.
 
         The ids of the jobs follow the batch's; no submission has one of its own. `owner`: whose the batch is, and the
         key; the jobs should have the same one. Gives the ids, and whether they are those of an earlier request.
@@ -350,7 +376,8 @@ class Queue:
         new = await self._new_jobs(submissions, job_ids(batch_id, len(submissions) + 1)[1:], batch_id)
         call = _ManyCall(batch_id, scoped(key, owner) if key else "", fingerprint)
         ttl = max(int(job.fields["ttl"]) for job in new)
-        first = await self._store_many(_submit_batch, new, call, (batch_id, len(new), ttl, owner or ""), on_quota)
+        more = [*_order(new), batch_id, len(new), ttl, owner or ""]
+        first = await self._store_many(_submit_batch, new, call, more, on_quota)
         found = StoredBatch(first or batch_id, job_ids(first or batch_id, len(new) + 1)[1:])
         return found, found.batch_id != batch_id
 
@@ -419,6 +446,8 @@ class Queue:
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
+            if verdict == b"unknown":
+                raise _unknown(rest[0].decode(), new)
             self._check_admitted(verdict, rest, Counter(job.queue for job in new), len(new))
             if verdict == b"clash":
                 raise JobConflict(f"There is a job {rest[0].decode()} already, of which the rest of the batch has none")
@@ -508,9 +537,13 @@ class Queue:
         )
         if not answer:
             raise await self.missing(job_id, owner=owner)
-        verdict, stored = answer
+        verdict, stored, *more = answer
         if verdict == b"lost":
             raise JobConflict(f"Job {job_id} cannot be run again: its input was not kept")
+        if verdict == b"blocked":
+            raise JobConflict(
+                f"Job {job_id} runs after job {more[0].decode()}, which has not succeeded: run that again first"
+            )
         if verdict == b"newer":
             raise JobConflict(f"Job {job_id} has ended since")
         if verdict != b"again":
@@ -568,6 +601,7 @@ class _NewJob(NamedTuple):
     tags: str
     fields: dict[str, str | float | int]
     """More fields of the record."""
+    after: tuple[str | int, ...]
 
     @classmethod
     def of(cls, wanted: Submission, *, words: int, job_id: str | None = None) -> Self:
@@ -593,6 +627,9 @@ class _NewJob(NamedTuple):
             fields["files"] = msgspec.json.encode(wanted.files).decode()
         if trace := wanted.trace or current():
             fields |= trace  # for the webhooks; the workers read the payload
+        after = tuple(dict.fromkeys(options.after))
+        if after:
+            fields["after"] = " ".join(map(str, after))
         if said := words_of(wanted.data, tags=options.tags, limit=words):
             fields["words"] = " ".join(said)
         return cls(
@@ -604,12 +641,13 @@ class _NewJob(NamedTuple):
             run_at_ms=round(options.run_at.timestamp() * 1000) if options.run_at else 0,
             tags=" ".join(dict.fromkeys(options.tags)),
             fields=fields,
+            after=after,
         )
 
     @property
     def head(self) -> tuple[Argument, ...]:
         """Where the arguments of both scripts begin."""
-        return self[:6]
+        return (*self[:4], _NO_TIME_MS, 0) if self.after else self[:6]
 
     def field_words(self) -> list[Argument]:
         """Name, value, name, value, …"""
@@ -635,6 +673,32 @@ def tick_arguments(wanted: Submission, *, words: int) -> tuple[str, list[Argumen
     new = _NewJob.of(wanted, words=words)
     live = round(LIVE_SECONDS * 1000)
     return keys.queue(new.queue), [*new.head[:4], live, new.tags, *new.field_words()]
+
+
+def _order(new: Sequence[_NewJob]) -> list[Argument]:
+    """What submit_batch.lua is told of the jobs that run after others; numbers of jobs become their ids.
+
+    Raises InvalidParameter for a number that is not that of an earlier job.
+    """
+    words: list[Argument] = []
+    waiting = [(number, job) for number, job in enumerate(new) if job.after]
+    if sum(len(job.after) for _, job in waiting) > BATCH_JOBS:
+        raise PayloadTooLarge(f"The jobs of a batch name at most {BATCH_JOBS:,} others to run after")
+    for number, job in waiting:
+        wrong = next((one for one in job.after if isinstance(one, int) and not 0 <= one < number), None)
+        if wrong is not None:
+            raise _wrong(f"{number}/after", f"{wrong} is not the number of an earlier job of the batch")
+        own = {one: new[one].job_id for one in job.after if isinstance(one, int)}
+        job.fields["after"] = " ".join(own[one] if isinstance(one, int) else one for one in job.after)
+        ids = " ".join(f"#{own[one]}" if isinstance(one, int) else one for one in job.after)
+        words += [job.job_id, job.delay_ms, job.run_at_ms, ids, job.fields.get("owner", "")]
+    return [*words, len(waiting)]
+
+
+def _unknown(job_id: str, new: Sequence[_NewJob]) -> InvalidParameter:
+    why = f"There is no job {job_id!r} to run after"
+    wrong = [number for number, job in enumerate(new) if job_id in job.after]
+    return InvalidParameter(why, errors=[FieldError(pointer=f"/{number}/after", detail=why) for number in wrong[:50]])
 
 
 class _RedisClock:

@@ -65,10 +65,10 @@ _CHANGED = msgspec.json.encode(job_problem(CancelledByClient("the schedule has c
 _PAUSED = msgspec.json.encode(job_problem(CancelledByClient("the schedule was paused"), attempt=0))
 _DELETED = msgspec.json.encode(job_problem(CancelledByClient("the schedule was deleted"), attempt=0))
 
-_tick = Script("tick", uses=["turns", "withdraw", "store"])
-_put = Script("put_schedule", uses=["turns", "withdraw"])
-_pause = Script("pause_schedule", uses=["turns", "withdraw"])
-_delete = Script("delete_schedule", uses=["turns", "withdraw"])
+_tick = Script("tick", uses=["turns", "after", "withdraw", "store"])
+_put = Script("put_schedule", uses=["turns", "after", "withdraw"])
+_pause = Script("pause_schedule", uses=["turns", "after", "withdraw"])
+_delete = Script("delete_schedule", uses=["turns", "after", "withdraw"])
 _due = Script("due_schedules")
 _ran = Script("ran_schedule")
 

@@ -24,7 +24,7 @@ ABORT_MARK_MS = 3_600_000
 """Stock arq never removes an abort mark of an id that it does not know; we do after an hour."""
 
 _list = Script("list")
-_sweep = Script("sweep")
+_sweep = Script("sweep", uses=["turns", "after"])
 
 
 class JobFilter(NamedTuple):

@@ -14,7 +14,7 @@ from jobstream.call import NOBODY
 from jobstream.catalogue import Announcement
 from jobstream.files import FILE_MARK
 from jobstream.job import RESERVED_QUEUES, Job
-from jobstream.queue import MAX_SECONDS, TAGS_MAX
+from jobstream.queue import AFTER_MAX, MAX_SECONDS, TAGS_MAX
 from jobstream.webhooks.endpoints import EVENTS
 from jobstream.webhooks.target import URL_LENGTH
 from jobstream_api import failures
@@ -337,6 +337,10 @@ def _submit_parameters() -> list[dict[str, Any]]:
         ),
         "priority": ("Higher runs first", {"type": "integer", "minimum": 0, "maximum": 100, "default": 0}),
         "tags": ("Tags to find it by", {"type": "array", "items": tag, "maxItems": TAGS_MAX}),
+        "after": (
+            "Jobs or batches, by their ids, that must have succeeded before it runs",
+            {"type": "array", "items": {"type": "string", "pattern": "^[!-~]{1,128}$"}, "maxItems": AFTER_MAX},
+        ),
         "timeout": ("Seconds an attempt may take", seconds),
         "ttl": ("Seconds the finished record is kept", seconds),
         "callback_url": (

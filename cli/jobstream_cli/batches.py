@@ -28,6 +28,7 @@ class Defaults(NamedTuple):
 
     queue: str | None = None
     tags: Sequence[str] = ()
+    after: Sequence[str] = ()
     delay: float | None = None
     priority: int | None = None
 

@@ -37,6 +37,7 @@ class Order:
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     queue: str | None = None
     tags: Sequence[str] = ()
+    after: Sequence[str] = ()
     delay: float | None = None
     priority: int | None = None
     key: str | None = None
@@ -53,6 +54,7 @@ async def submit(
             order.files,
             queue=order.queue,
             tags=order.tags,
+            after=order.after,
             delay=order.delay,
             priority=order.priority,
             idempotency_key=order.key or uuid.uuid4().hex,  # so that a cut on the way is healed by sending it again
@@ -200,6 +202,8 @@ def _print_job(job: Job) -> None:
         ("items", f"{len(progress.items)}" if progress and progress.items else None),
         ("queue", job.queue),
         ("tags", " ".join(job.tags)),
+        ("after", " ".join(job.after)),
+        ("batch", job.batch),
         ("created", job.created_at.isoformat(timespec="milliseconds")),
         ("run at", job.run_at.isoformat(timespec="milliseconds") if job.run_at else None),
         ("took", duration(took) if took is not None else None),

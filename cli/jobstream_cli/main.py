@@ -148,6 +148,9 @@ def worker(background: str | None) -> None:
 )
 @click.option("--queue", help="The queue, if not the task's own.")
 @click.option("--tag", "tags", multiple=True, help="A tag to find the job by; may be repeated.")
+@click.option(
+    "--after", multiple=True, metavar="ID", help="Run it when this job or batch has succeeded; may be repeated."
+)
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Start it so much later.")
 @click.option("--priority", type=int, help="A whole number; higher ones run first.")
 @click.option("--key", help="Idempotency key: the same key never makes a second job.")
@@ -164,6 +167,7 @@ def submit(
     batch: TextIO | None,
     queue: str | None,
     tags: tuple[str, ...],
+    after: tuple[str, ...],
     delay: float | None,
     priority: int | None,
     key: str | None,
@@ -181,7 +185,8 @@ def submit(
     jobstream submit --batch jobs.ndjson --tag nightly
 
     A batch is stored in parts of up to 10,000 jobs, each of them whole or not at all, and the ids are printed. Its jobs
-    have the queue, tags, delay and priority that are given here, unless their lines say otherwise.
+    have the queue, tags, delay, priority and predecessors (--after) that are given here, unless their lines say
+    otherwise. In a line "after" may have numbers, too: of jobs before it in the same part, the first is 0.
     """
     from jobstream_cli import batches, commands
     from jobstream_cli.fields import parse_fields, parse_files
@@ -189,7 +194,7 @@ def submit(
     if batch is not None:
         if task is not None or files or watch or wait or timeout is not None:
             raise click.UsageError("--batch takes no task, fields or files, and does not wait.")
-        defaults = batches.Defaults(queue=queue, tags=tags, delay=delay, priority=priority)
+        defaults = batches.Defaults(queue=queue, tags=tags, after=after, delay=delay, priority=priority)
         _run(batches.submit(service, batch, defaults, key=key, as_json=as_json))
     if task is None:
         raise click.UsageError("Missing argument 'TASK'.")
@@ -199,6 +204,7 @@ def submit(
         parse_files(files),
         queue=queue,
         tags=tags,
+        after=after,
         delay=delay,
         priority=priority,
         key=key,

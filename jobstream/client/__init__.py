@@ -4,7 +4,8 @@
 understand is in `calls` (one request and its answer) and `stream` (events, across cuts), which do no I/O.
 """
 
-from jobstream.client.aio import Client, JobHandle
+from jobstream.batch import Batch
+from jobstream.client.aio import BatchHandle, Client, JobHandle
 from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, ScheduleOptions, SubmitOptions, TaskInfo
 from jobstream.client.errors import (
     ClientError,
@@ -22,11 +23,13 @@ from jobstream.client.errors import (
     Unreachable,
 )
 from jobstream.client.stream import Event
-from jobstream.client.sync import SyncClient, SyncJobHandle
+from jobstream.client.sync import SyncBatchHandle, SyncClient, SyncJobHandle
 from jobstream.schedule import Schedule
 
 __all__ = [
     "DEFAULT_URL",
+    "Batch",
+    "BatchHandle",
     "BatchItem",
     "BulkFilter",
     "Client",
@@ -44,6 +47,7 @@ __all__ = [
     "ScheduleOptions",
     "StillRunning",
     "SubmitOptions",
+    "SyncBatchHandle",
     "SyncClient",
     "SyncJobHandle",
     "TaskInfo",

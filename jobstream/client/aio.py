@@ -13,6 +13,7 @@ from typing import Self, TypeVar, Unpack, overload
 import httpx2
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
+from jobstream.batch import Batch
 from jobstream.client import calls
 from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, ScheduleOptions, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
@@ -73,15 +74,20 @@ class Client:
         """
         return JobHandle(self, (await self._send(calls.submit(task, input, files, **options))).id)
 
-    async def submit_batch(self, items: Sequence[BatchItem], *, idempotency_key: str | None = None) -> list[JobHandle]:
-        """Hand in up to 10,000 jobs of any tasks, all or none, in one request; their handles, in order.
+    async def submit_batch(self, items: Sequence[BatchItem], *, idempotency_key: str | None = None) -> BatchHandle:
+        """Hand in up to 10,000 jobs of any tasks, all or none, in one request: the batch, which is also the handles of
+        its jobs, in order.
 
         With an `idempotency_key` a batch that was cut, or answered with 503, is sent again, and never becomes a second
         one. Raises `Rejected` (422 with `problem.errors`, whose pointers begin with the job's number) and
         `Unreachable`: then nothing was stored.
         """
-        ids = await self._send(calls.submit_batch(items, idempotency_key=idempotency_key))
-        return [JobHandle(self, job_id) for job_id in ids]
+        stored = await self._send(calls.submit_batch(items, idempotency_key=idempotency_key))
+        return BatchHandle(self, stored.id, [JobHandle(self, job.id) for job in stored.jobs])
+
+    def batch(self, batch_id: str) -> BatchHandle:
+        """The handle of a batch whose id is known, without those of its jobs: `jobs()` asks for them. Asks nobody."""
+        return BatchHandle(self, batch_id)
 
     async def cancel_jobs(self, **wanted: Unpack[BulkFilter]) -> JobHandle:
         """Cancel all jobs that match and are there now, by a job: its result counts `matched`, `changed`, `skipped`.
@@ -184,8 +190,8 @@ class Client:
                 pause = call.pause_before_resend(error, sent, self.base_url)
             await asyncio.sleep(pause)
 
-    def _follow(self, job_id: str, after: str | None = None) -> Following:
-        return Following(job_id, after, self._policy, met=self._met)
+    def _follow(self, job_id: str, after: str | None = None, path: str | None = None) -> Following:
+        return Following(job_id, after, self._policy, met=self._met, path=path)
 
     async def _events(self, following: Following, *, while_mute: bool = True) -> AsyncGenerator[Event]:
         while not following.ended and (while_mute or not following.mute):
@@ -286,3 +292,66 @@ class JobHandle:
     async def purge(self) -> None:
         """Remove the job's record, result and files; a running one is stopped first."""
         await self._client._send(calls.purge(self.id))
+
+
+class BatchHandle(Sequence[JobHandle]):
+    """A batch on the service: the handles of its jobs, as far as they are known, and what is asked of all of them."""
+
+    def __init__(self, client: Client, batch_id: str, jobs: Sequence[JobHandle] = ()) -> None:
+        self._client = client
+        self._jobs = jobs
+        self.id = batch_id
+
+    def __repr__(self) -> str:
+        return f"BatchHandle({self.id!r})"
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @overload
+    def __getitem__(self, at: int) -> JobHandle: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[JobHandle]: ...
+
+    def __getitem__(self, at: int | slice) -> JobHandle | Sequence[JobHandle]:
+        return self._jobs[at]
+
+    async def get(self) -> Batch:
+        """The batch as it is now: how many of its jobs are in which state. Raises `NotFound`."""
+        return await self._client._send(calls.batch(self.id))
+
+    def events(self, after: str | None = None) -> AsyncGenerator[Event]:
+        """Every change of the whole: `snapshot`, `status`, `progress`, `done`. As `JobHandle.events`."""
+        return self._client._events(self._client._follow(self.id, after, calls.batch_path(self.id)))
+
+    async def jobs(self, *, status: str | None = None) -> AsyncGenerator[Job]:
+        """Its jobs, in their order, page by page as they are taken."""
+        pages = calls.batch_pages(self.id, status=status)
+        while pages.next is not None:
+            for job in pages.take(await self._client._send(pages.next)):
+                yield job
+
+    async def wait(self, timeout: float | None = None) -> Batch:
+        """The batch once all its jobs have ended, however. Raises `StillRunning` after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._wait()
+        except TimeoutError as error:
+            raise StillRunning(self.id, timeout or 0.0) from error
+
+    async def _wait(self) -> Batch:
+        following = self._client._follow(self.id, None, calls.batch_path(self.id))
+        async with aclosing(self._client._events(following, while_mute=False)) as events:
+            async for event in events:
+                if event.event == "done" and event.batch is not None:
+                    return event.batch
+        while True:
+            batch = await self._client._send(calls.batch(self.id).patient())
+            if batch.done:
+                return batch
+            await asyncio.sleep(calls.LOOK_SECONDS)
+
+    async def cancel(self) -> Batch:
+        """Ask all its jobs to stop; their records stay. None of them begins after that."""
+        return await self._client._send(calls.cancel_batch(self.id))

@@ -15,6 +15,7 @@ import httpx2
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
+from jobstream.batch import Batch
 from jobstream.client.errors import (
     JobCancelled,
     JobFailed,
@@ -58,14 +59,18 @@ class RunOptions(TypedDict, total=False):
 
 
 class SubmitOptions(RunOptions, total=False):
-    """`RunOptions`, and the key by which the service knows a submit that is sent again."""
+    """`RunOptions`; ids of jobs or batches that must have succeeded before it runs (`after`); and the key by which the
+    service knows a submit that is sent again."""
 
+    after: Sequence[str]
     idempotency_key: str | None
 
 
 class BatchItem(RunOptions, total=False):
-    """A job of a batch: its task (needed), its input, and how it is to be run."""
+    """A job of a batch: its task (needed), its input, and how it is to be run; `after` may also have numbers: of jobs
+    of the batch that come before it, the first is 0."""
 
+    after: Sequence[str | int]
     task: Required[str]
     input: Mapping[str, object] | BaseModel
 
@@ -131,7 +136,10 @@ class _BatchJob(BaseModel):
     id: str
 
 
-class _Batch(BaseModel):
+class StoredBatch(BaseModel):
+    """A batch that was handed in."""
+
+    id: str
     jobs: list[_BatchJob]
 
 
@@ -227,6 +235,7 @@ def submit(
     priority: int | None = None,
     queue: str | None = None,
     callback_url: str | None = None,
+    after: Sequence[str] = (),
     timeout: float | None = None,
     ttl: float | None = None,
 ) -> Call[Job]:
@@ -237,6 +246,7 @@ def submit(
         "priority": priority,
         "queue": queue,
         "callback_url": callback_url,
+        "after": after or None,
         "tags": tags or None,
         "timeout": timeout,
         "ttl": ttl,
@@ -253,17 +263,27 @@ def submit(
     )
 
 
-def submit_batch(items: Sequence[BatchItem], *, idempotency_key: str | None) -> Call[list[str]]:
-    """Hand in many jobs, all or none; their ids, in order."""
+def submit_batch(items: Sequence[BatchItem], *, idempotency_key: str | None) -> Call[StoredBatch]:
+    """Hand in many jobs, all or none."""
     body = [{name: value for name, value in item.items() if value is not None} for item in items]
     return Call(
         "POST",
         "/jobs/batch",
-        lambda response: [job.id for job in _parsed(_Batch, response).jobs],
+        lambda response: _parsed(StoredBatch, response),
         headers=_keyed(idempotency_key),
         body=pydantic_core.to_json(body),
         resends=KEYED_RESENDS if idempotency_key else 0,
     )
+
+
+def batch(batch_id: str) -> Call[Batch]:
+    """The batch as it is now."""
+    return Call("GET", batch_path(batch_id), lambda response: _parsed(Batch, response))
+
+
+def cancel_batch(batch_id: str) -> Call[Batch]:
+    """Ask all its jobs to stop."""
+    return Call("POST", f"{batch_path(batch_id)}/cancel", lambda response: _parsed(Batch, response))
 
 
 def get(job_id: str) -> Call[Job]:
@@ -369,6 +389,7 @@ class Pages:
 
     filter: dict[str, str]
     left: int | None
+    path: str = "/jobs"
 
     def __post_init__(self) -> None:
         self.next: Call[Page] | None = self._call(None) if self.left is None or self.left > 0 else None
@@ -384,13 +405,18 @@ class Pages:
     def _call(self, cursor: str | None) -> Call[Page]:
         limit = str(min(self.left or PAGE_JOBS, PAGE_JOBS))
         params = self.filter | {"limit": limit} | ({"cursor": cursor} if cursor else {})
-        return Call("GET", "/jobs", lambda response: _parsed(Page, response), httpx2.QueryParams(params))
+        return Call("GET", self.path, lambda response: _parsed(Page, response), httpx2.QueryParams(params))
 
 
 def pages(*, status: str | None, task: str | None, tag: str | None, limit: int | None) -> Pages:
     """Jobs that fit all of this, newest first, at most `limit`."""
     wanted = {"status": status, "task": task, "tag": tag}
     return Pages({name: value for name, value in wanted.items() if value}, limit)
+
+
+def batch_pages(batch_id: str, *, status: str | None) -> Pages:
+    """The jobs of a batch, in its order."""
+    return Pages({"status": status} if status else {}, None, f"{batch_path(batch_id)}/jobs")
 
 
 def result(job: Job, base_url: str, kind: type[T] | TypeAdapter[T] | None) -> Call[Any]:
@@ -421,6 +447,11 @@ def result(job: Job, base_url: str, kind: type[T] | TypeAdapter[T] | None) -> Ca
 def job_path(job_id: str) -> str:
     """The monitor of a job; the id cannot leave its segment."""
     return f"/jobs/{_segment(job_id)}"
+
+
+def batch_path(batch_id: str) -> str:
+    """The URL of a batch, as `job_path`."""
+    return f"/batches/{_segment(batch_id)}"
 
 
 Model = TypeVar("Model", bound=BaseModel)

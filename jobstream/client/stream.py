@@ -15,6 +15,7 @@ from http import HTTPStatus
 import httpx2
 from pydantic import JsonValue, ValidationError
 
+from jobstream.batch import Batch
 from jobstream.client.calls import JSON, job_path
 from jobstream.client.errors import ClientError, Unavailable, Unreachable, checked, unreachable
 from jobstream.job import Job, JobProgress
@@ -46,8 +47,21 @@ class Event:
 
     @property
     def job(self) -> Job | None:
-        """The whole job, which `snapshot` and `done` carry; None for the others."""
-        return Job.model_validate(self.data) if self.event in ("snapshot", "done") else None
+        """The whole job, which `snapshot` and `done` carry; None for the others, and for those of a batch."""
+        return None if not self._is_whole or self._is_of_batch else Job.model_validate(self.data)
+
+    @property
+    def batch(self) -> Batch | None:
+        """The whole batch, which `snapshot` and `done` of its stream carry; None for the others."""
+        return Batch.model_validate(self.data) if self._is_whole and self._is_of_batch else None
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.event in ("snapshot", "done")
+
+    @property
+    def _is_of_batch(self) -> bool:
+        return isinstance(self.data, dict) and "task" not in self.data
 
     @property
     def progress(self) -> JobProgress | None:
@@ -67,7 +81,8 @@ class Policy:
 class Following:
     """One reader of one job. `last_id` is where it is; `ended` when there is nothing more to come.
 
-    `met`: the service is known to be there, so that already the first connection is worth some patience.
+    `met`: the service is known to be there, so that already the first connection is worth some patience. `path`: of
+    what is followed, if that is no job.
     """
 
     def __init__(
@@ -77,10 +92,11 @@ class Following:
         policy: Policy,
         *,
         met: bool = False,
+        path: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self.path = f"{job_path(job_id)}/events"
+        self.path = f"{path or job_path(job_id)}/events"
         self.last_id = after or ""
         self.ended = False
         self.mute = False

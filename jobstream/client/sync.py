@@ -16,6 +16,7 @@ from typing import Self, TypeVar, Unpack, overload
 import httpx2
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
+from jobstream.batch import Batch
 from jobstream.client import calls
 from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, ScheduleOptions, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
@@ -65,10 +66,14 @@ class SyncClient:
         """As `Client.submit`."""
         return SyncJobHandle(self, self._send(calls.submit(task, input, files, **options)).id)
 
-    def submit_batch(self, items: Sequence[BatchItem], *, idempotency_key: str | None = None) -> list[SyncJobHandle]:
+    def submit_batch(self, items: Sequence[BatchItem], *, idempotency_key: str | None = None) -> SyncBatchHandle:
         """As `Client.submit_batch`."""
-        ids = self._send(calls.submit_batch(items, idempotency_key=idempotency_key))
-        return [SyncJobHandle(self, job_id) for job_id in ids]
+        stored = self._send(calls.submit_batch(items, idempotency_key=idempotency_key))
+        return SyncBatchHandle(self, stored.id, [SyncJobHandle(self, job.id) for job in stored.jobs])
+
+    def batch(self, batch_id: str) -> SyncBatchHandle:
+        """As `Client.batch`."""
+        return SyncBatchHandle(self, batch_id)
 
     def cancel_jobs(self, **wanted: Unpack[BulkFilter]) -> SyncJobHandle:
         """As `Client.cancel_jobs`."""
@@ -159,8 +164,8 @@ class SyncClient:
                 pause = call.pause_before_resend(error, sent, self.base_url)
             time.sleep(pause)
 
-    def _follow(self, job_id: str, after: str | None = None) -> Following:
-        return Following(job_id, after, self._policy, met=self._met)
+    def _follow(self, job_id: str, after: str | None = None, path: str | None = None) -> Following:
+        return Following(job_id, after, self._policy, met=self._met, path=path)
 
     def _events(self, following: Following, alarm: Alarm, *, while_mute: bool = True) -> Generator[Event]:
         while not following.ended and (while_mute or not following.mute):
@@ -252,6 +257,69 @@ class SyncJobHandle:
     def purge(self) -> None:
         """As `JobHandle.purge`."""
         self._client._send(calls.purge(self.id))
+
+
+class SyncBatchHandle(Sequence[SyncJobHandle]):
+    """`BatchHandle` for code that does not await."""
+
+    def __init__(self, client: SyncClient, batch_id: str, jobs: Sequence[SyncJobHandle] = ()) -> None:
+        self._client = client
+        self._jobs = jobs
+        self.id = batch_id
+
+    def __repr__(self) -> str:
+        return f"SyncBatchHandle({self.id!r})"
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @overload
+    def __getitem__(self, at: int) -> SyncJobHandle: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[SyncJobHandle]: ...
+
+    def __getitem__(self, at: int | slice) -> SyncJobHandle | Sequence[SyncJobHandle]:
+        return self._jobs[at]
+
+    def get(self) -> Batch:
+        """As `BatchHandle.get`."""
+        return self._client._send(calls.batch(self.id))
+
+    def events(self, after: str | None = None) -> Generator[Event]:
+        """As `BatchHandle.events`."""
+        return self._client._events(self._client._follow(self.id, after, calls.batch_path(self.id)), Alarm(None))
+
+    def jobs(self, *, status: str | None = None) -> Iterator[Job]:
+        """As `BatchHandle.jobs`."""
+        pages = calls.batch_pages(self.id, status=status)
+        while pages.next is not None:
+            yield from pages.take(self._client._send(pages.next))
+
+    def wait(self, timeout: float | None = None) -> Batch:
+        """As `BatchHandle.wait`."""
+        try:
+            with Alarm(timeout) as alarm:
+                return self._wait(alarm)
+        except TimeoutError as error:
+            raise StillRunning(self.id, timeout or 0.0) from error
+
+    def _wait(self, alarm: Alarm) -> Batch:
+        following = self._client._follow(self.id, None, calls.batch_path(self.id))
+        with closing(self._client._events(following, alarm, while_mute=False)) as events:
+            for event in events:
+                if event.event == "done" and event.batch is not None:
+                    return event.batch
+                alarm.check()
+        while True:
+            batch = self._client._send(calls.batch(self.id).patient())
+            if batch.done:
+                return batch
+            alarm.sleep(calls.LOOK_SECONDS)
+
+    def cancel(self) -> Batch:
+        """As `BatchHandle.cancel`."""
+        return self._client._send(calls.cancel_batch(self.id))
 
 
 class Alarm:

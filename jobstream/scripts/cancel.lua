@@ -8,5 +8,6 @@ local id, purge = ARGV[1], ARGV[2] == '1'
 local verdict, stored = stop(id, purge, ARGV[3], ARGV[4])
 if not verdict then return {} end
 stored = stored or redis.call('HGETALL', RECORD .. id)
+if ended_for_others[1] then after().settle(now_ms()) end
 if purge and verdict == 'done' then forget(id) end
 return {verdict, stored}

@@ -15,4 +15,5 @@ end
 for at = 3, #ARGV do
   if redis.call('HGET', RECORD .. ARGV[at], 'batch') == batch then stop(ARGV[at], false, ARGV[2], '') end
 end
+if ended_for_others[1] then after().settle(now_ms()) end
 return {'cancelling', redis.call('HGETALL', record)}

@@ -1,4 +1,4 @@
--- End jobs by the attempts that hold them, each for itself.
+-- End jobs by the attempts that hold them, each for itself; `after` is after.lua.
 -- ARGV  1 lifetime of arq's results (ms)
 --       then of each job: id, token, queue's zset, status, result (JSON or ''), error (JSON or ''), arq's result
 -- Returns of each job: 1, 0 when the attempt no longer holds it (a zombie's result is refused), or what went wrong.
@@ -29,4 +29,5 @@ for place, holder in ipairs(redis.call('MGET', unpack(names))) do
   answer[place] = fine and said or type(said) == 'table' and said.err or tostring(said)
 end
 do_gathered()
+if ended_for_others[1] then after().settle(now) end
 return answer

@@ -98,11 +98,14 @@ local function status_data(status, attempt, more)
   return '{"status":"' .. status .. '","attempt":' .. (attempt or 0) .. (more or '') .. '}'
 end
 
+-- What has ended in this script and has successors, with the status in which it did: after.lua tells them.
+local ended_for_others = {}
+
 -- A batch's jobs have moved so between statuses (status → how many more are in it): the counts, and what follows from
 -- them. Its record is like a job's, with a version, a log and a bell, so that it is followed like one; it is in no index.
 local function recount(batch, moved, now)
   local record, names = RECORD .. batch, {'scheduled', 'queued', 'running', 'retrying', 'cancelling', 'succeeded', 'failed', 'cancelled'}
-  local about = redis.call('HMGET', record, 'status', 'jobs', 'ttl', 'version', 'log_bytes')
+  local about = redis.call('HMGET', record, 'status', 'jobs', 'ttl', 'version', 'log_bytes', 'successors')
   local status, jobs, bytes = about[1], tonumber(about[2]), tonumber(about[5]) or 0
   if not status then return end -- it has expired
   for name, more in pairs(moved) do redis.call('HINCRBY', record, 'n_' .. name, more) end
@@ -136,6 +139,7 @@ local function recount(batch, moved, now)
     redis.call('HSET', record, 'finished_at', whole(now), 'expires_at', whole(deadline))
     redis.call('PEXPIREAT', record, whole(deadline))
     redis.call('PEXPIREAT', LOG .. batch, whole(deadline))
+    if about[6] then ended_for_others[#ended_for_others + 1] = {batch, is} end
   elseif FINAL[status] then -- one of its jobs is run again
     redis.call('HDEL', record, 'finished_at', 'expires_at')
     redis.call('PEXPIRE', record, BATCH_LIFE)
@@ -365,8 +369,9 @@ end
 local function finish_one(id, queue, status, now, ...)
   local record = RECORD .. id
   local old = redis.call('HMGET', record, 'status', 'created_at', 'ttl', 'purge', 'task', 'tags', 'version', 'run_at', 'error',
-    'owner', 'words', 'callback_url', 'log_bytes', 'batch')
+    'owner', 'words', 'callback_url', 'log_bytes', 'batch', 'successors')
   local task, owner, purge, batch = old[5], old[10], old[4], old[14]
+  if old[15] then ended_for_others[#ended_for_others + 1] = {id, status} end
   local deadline = now + tonumber(old[3] or 86400000)
   local version, bytes = (tonumber(old[7]) or 0) + 1, 0
   if not purge then bytes = tell(id, event_text(version, 'done', status, now), 'done', old[13], old[1]) end

@@ -1,4 +1,5 @@
--- Take expired records out of the indexes, and old abort marks of jobs that are not waiting.
+-- Take expired records out of the indexes, and old abort marks of jobs that are not waiting; look after jobs that wait for
+-- others; `after` is after.lua.
 -- ARGV  1 how many at most   2 age of an abort mark (ms)   3… the queues' zsets
 -- Returns the ids that are gone.
 local now, gone = now_ms(), {}
@@ -10,6 +11,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', whole(now), 
   else
     local was, batch = leave_indexes(id, member), string.match(member, ' !(%S+)$')
     if batch then move_in_batch(batch, was, 'failed') end -- it has not ended, and will not
+    if redis.call('EXISTS', SUCCESSORS .. id) == 1 then ended_for_others[#ended_for_others + 1] = {id, 'gone'} end
     gone[#gone + 1] = id
   end
 end
@@ -19,4 +21,6 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', ARQ_ABORT, '-inf', whole(now - t
   if not waits then redis.call('ZREM', ARQ_ABORT, id) end
 end
 tell_batches()
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', WAITING, '-inf', whole(now), 'LIMIT', 0, tonumber(ARGV[1]))) do after().look(id, now) end
+if ended_for_others[1] then after().settle(now) end
 return gone

@@ -8,3 +8,4 @@ if redis.call('EXISTS', ARQ_IN_PROGRESS .. id) == 1 then return end -- a stock w
 redis.call('ZREM', PROMOTE .. about[2], id)
 if about[3] then turns().leave(about[2], about[3], id, now) end
 finish(id, queue, 'cancelled', now, 'error', why, 'withdrawn', '1')
+if ended_for_others[1] then after().settle(now) end

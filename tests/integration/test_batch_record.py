@@ -8,7 +8,8 @@ import pytest
 from arq.connections import ArqRedis
 
 from jobstream import keys, store
-from jobstream.batch import Batch, batch_from_record, batch_job_ids, cancel_batch, find_batch, list_batch
+from jobstream.batch import Batch, batch_from_record, batch_job_ids
+from jobstream.batches import cancel_batch, find_batch, list_batch
 from jobstream.errors import BatchNotFound, InvalidParameter, JobNotFound
 from jobstream.events import read_snapshot
 from jobstream.queue import Queue, StoredBatch, Submission, SubmitOptions

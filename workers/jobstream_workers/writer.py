@@ -28,7 +28,7 @@ logger = logging.getLogger("jobstream.writer")
 
 _adopt = Script("adopt")
 _emit = Script("emit")
-_finish = Script("finish")
+_finish = Script("finish", uses=["turns", "after"])
 _postpone = Script("postpone")
 _release = Script("release")
 _retry = Script("retry")

@@ -8,7 +8,8 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Header, Query, Request, WebSocket
 from starlette.responses import Response
 
-from jobstream.batch import Batch, batch_from_record, cancel_batch, find_batch, list_batch, read_batch
+from jobstream.batch import Batch, batch_from_record
+from jobstream.batches import cancel_batch, find_batch, list_batch, read_batch
 from jobstream.caller import Scope
 from jobstream.errors import BatchNotFound, Forbidden
 from jobstream.job import JobStatus

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.responses import Response
 
@@ -35,7 +35,7 @@ from jobstream.task import field_errors, json_pointer
 from jobstream_api.auth.gate import Submitter
 from jobstream_api.body import check_length, check_without_files, is_json, read_body
 from jobstream_api.coming import is_large
-from jobstream_api.routes.results import SubmitQuery, idempotency_key
+from jobstream_api.routes.results import RunQuery, idempotency_key
 from jobstream_api.service import Service
 from jobstream_api.validation import ERRORS_SHOWN, InputValidator
 from jobstream_api.wire import PRIVATE, RETRY_AFTER
@@ -47,13 +47,18 @@ TURN_SECONDS = 0.005
 """After so long a time others get a turn of the event loop."""
 
 
-class BatchItem(SubmitQuery):
+class BatchItem(RunQuery):
     """A job to be: its task, its input, and the options of a submit."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     task: str
     input: dict[str, Any] = Field({}, description="What `POST /{task}` takes as JSON")
+    after: list[StrictStr | StrictInt] = Field(
+        [],
+        description="What must have succeeded before it runs: ids of jobs or batches, and numbers of earlier jobs of "
+        "this batch, the first of which is 0",
+    )
 
 
 class BatchJob(BaseModel):
@@ -195,7 +200,7 @@ class _Reader:
             self._refuse(number, "/task", [FieldError(pointer="", detail=refusal)])
             return None
         try:
-            options = item.options()
+            options = item.options(item.after)
             options.check()
             if options.callback_url is not None:
                 await self._service.targets.check(options.callback_url, option="callback_url")

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -63,8 +63,8 @@ register_url_convertor("task", TaskConvertor())
 _KEY = re.compile(r"[\x20-\x7e]{1,255}\Z")
 
 
-class SubmitQuery(BaseModel):
-    """The query options of a submit. Times in seconds."""
+class RunQuery(BaseModel):
+    """How a job is to be run. Times in seconds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,10 +77,25 @@ class SubmitQuery(BaseModel):
     ttl: float | None = None
     callback_url: str | None = None
 
-    def options(self) -> SubmitOptions:
+    def options(self, after: Sequence[str | int]) -> SubmitOptions:
         """As the queue takes them; tags may be repeated or separated by commas."""
-        tags = [tag.strip() for text in self.tags for tag in text.split(",") if tag.strip()]
-        return SubmitOptions(**(self.model_dump(include=set(SubmitQuery.model_fields)) | {"tags": tags}))
+        given = self.model_dump(include=set(RunQuery.model_fields))
+        return SubmitOptions(**(given | {"tags": _words(self.tags), "after": after}))
+
+
+class SubmitQuery(RunQuery):
+    """The query options of a submit."""
+
+    after: list[str] = Field([], description="Jobs or batches, by their ids, that must have succeeded before it runs")
+
+    @property
+    def predecessors(self) -> list[str]:
+        """The ids; they may be repeated or separated by commas."""
+        return _words(self.after)
+
+
+def _words(texts: Sequence[str]) -> list[str]:
+    return [word.strip() for text in texts for word in text.split(",") if word.strip()]
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
@@ -93,7 +108,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     ) -> Response:
         validator = await service.tasks.validator(task)
         check_scope(task, caller)
-        options = query.options()
+        options = query.options(query.predecessors)
         options.check()
         if options.callback_url is not None:
             await service.targets.check(options.callback_url, option="callback_url")

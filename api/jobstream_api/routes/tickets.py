@@ -9,7 +9,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from jobstream.batch import batch_from_record, find_batch
+from jobstream.batch import batch_from_record
+from jobstream.batches import find_batch
 from jobstream.job import JobStatus, WireTime
 from jobstream_api.auth.gate import Reader
 from jobstream_api.auth.tickets import NOT_ASKED, PARAMETER, Ticket
