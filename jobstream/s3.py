@@ -24,7 +24,8 @@ PARTS_AT_ONCE = 2
 """Parts of one upload on their way: with the one that is filled, all that it holds in memory."""
 READ_BYTES = 4 << 20
 """What one request reads ahead."""
-REQUEST_SECONDS = 60
+REQUEST_SECONDS = 300
+"""What a request may take: the end of a large multipart upload takes S3 minutes."""
 RETRY_SECONDS = 20
 
 

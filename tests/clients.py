@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
 from jobstream.client import BatchItem, Client, Event, JobHandle, SubmitOptions, SyncClient, SyncJobHandle, TaskInfo
+from jobstream.client.transfer import JobFileInfo, OnProgress, Upload
 from jobstream.job import Job
 
 T = TypeVar("T")
@@ -54,6 +55,14 @@ class ThreadedHandle:
             return await asyncio.to_thread(self._handle.result, timeout)
         return await asyncio.to_thread(self._handle.result, timeout, type=type)
 
+    async def files(self) -> list[JobFileInfo]:
+        return await asyncio.to_thread(self._handle.files)
+
+    async def download(
+        self, name: str | None = None, to: Path | str | None = None, *, on_progress: OnProgress | None = None
+    ) -> Path:
+        return await asyncio.to_thread(self._handle.download, name, to, on_progress=on_progress)
+
     async def cancel(self) -> Job:
         return await asyncio.to_thread(self._handle.cancel)
 
@@ -81,7 +90,7 @@ class ThreadedClient:
         self,
         task: str,
         input: Mapping[str, object] | BaseModel | None = None,
-        files: Sequence[Path] | Mapping[str, Sequence[Path]] = (),
+        files: Sequence[Upload] | Mapping[str, Sequence[Upload]] = (),
         **options: Unpack[SubmitOptions],
     ) -> ThreadedHandle:
         return ThreadedHandle(await asyncio.to_thread(self._client.submit, task, input, files, **options))

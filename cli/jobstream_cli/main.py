@@ -229,6 +229,26 @@ def watch(service: Service, ids: tuple[str, ...], timeout: float | None, logs: b
     _run(commands.watch(service, _ids(ids), timeout=timeout, logs=logs, as_json=as_json))
 
 
+@cli.command()
+@click.argument("job_id", metavar="ID")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--to",
+    type=click.Path(),
+    metavar="PATH",
+    help="Where to put it, or the directory for it; this one unless it is given.",
+)
+@click.pass_obj
+def download(service: Service, job_id: str, names: tuple[str, ...], to: str | None) -> None:
+    """Fetch files of a job: those of its result, or those that are named; their paths are printed.
+
+    A download that is cut goes on where it was, and what has arrived is checked against its SHA-256.
+    """
+    from jobstream_cli import downloads
+
+    _run(downloads.download(service, job_id, names, to=to))
+
+
 @cli.command(name="list")
 @click.option("--status", type=click.Choice(STATUSES), metavar="STATUS", help=f"One of {', '.join(STATUSES)}.")
 @click.option("--task", help="Jobs of this task only.")

@@ -24,6 +24,7 @@ from jobstream.client.errors import (
 )
 from jobstream.client.stream import Event
 from jobstream.client.sync import SyncBatchHandle, SyncClient, SyncJobHandle
+from jobstream.client.transfer import JobFileInfo
 from jobstream.schedule import Schedule
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Gone",
     "JobCancelled",
     "JobFailed",
+    "JobFileInfo",
     "JobHandle",
     "NotFound",
     "Problem",

@@ -18,6 +18,7 @@ from jobstream.client import calls
 from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, ScheduleOptions, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
 from jobstream.client.stream import Event, Following, Policy
+from jobstream.client.transfer import Download, JobFileInfo, OnProgress, Upload, chosen, place_for
 from jobstream.job import Job
 from jobstream.schedule import Schedule
 
@@ -62,15 +63,15 @@ class Client:
         self,
         task: str,
         input: Mapping[str, object] | BaseModel | None = None,
-        files: Sequence[Path] | Mapping[str, Sequence[Path]] = (),
+        files: Sequence[Upload] | Mapping[str, Sequence[Upload]] = (),
         **options: Unpack[SubmitOptions],
     ) -> JobHandle:
         """Hand in a job and return its handle as soon as the service has stored it.
 
-        `files` are uploaded to the field `files`, or to the fields that the mapping names, and are read from disk as
-        they are sent. With an `idempotency_key` a submit that was cut, or answered with 503, is sent again, and never
-        makes a second job. Raises `Rejected` (422 with `problem.errors` for an input that does not fit), `NotFound`
-        for an unknown task, `Unreachable`, and OSError for a file that cannot be read.
+        `files`, paths or files that are open for reading, are uploaded to the field `files`, or to the fields that the
+        mapping names, and are read as they are sent. With an `idempotency_key` a submit that was cut, or answered with
+        503, is sent again, and never makes a second job. Raises `Rejected` (422 with `problem.errors` for an input that
+        does not fit), `NotFound` for an unknown task, `Unreachable`, and OSError for a file that cannot be read.
         """
         return JobHandle(self, (await self._send(calls.submit(task, input, files, **options))).id)
 
@@ -190,6 +191,29 @@ class Client:
                 pause = call.pause_before_resend(error, sent, self.base_url)
             await asyncio.sleep(pause)
 
+    async def _download(self, download: Download) -> None:
+        call = calls.download(download.file, self.base_url)
+        sent = 0
+        while True:
+            before = download.at
+            try:
+                async with self._http.stream(
+                    "GET", call.url, headers=download.headers, follow_redirects=True
+                ) as response:
+                    if not response.is_success:
+                        await response.aread()
+                    call.answer(response)
+                    download.begin(response)
+                    async for piece in response.aiter_bytes():
+                        download.take(piece)
+                if download.is_whole:
+                    return
+                raise httpx2.RemoteProtocolError("the download ended too early")
+            except (httpx2.RequestError, Rejected) as error:
+                sent = 1 if download.at > before else sent + 1
+                pause = call.pause_before_resend(error, sent, self.base_url)
+            await asyncio.sleep(pause)
+
     def _follow(self, job_id: str, after: str | None = None, path: str | None = None) -> Following:
         return Following(job_id, after, self._policy, met=self._met, path=path)
 
@@ -280,6 +304,25 @@ class JobHandle:
             calls.result(await self.wait(timeout), self._client.base_url, type)
         )
         return found
+
+    async def files(self) -> list[JobFileInfo]:
+        """The job's files: its uploads, and those that its result names."""
+        return await self._client._send(calls.files(self.id))
+
+    async def download(
+        self, name: str | None = None, to: Path | str | None = None, *, on_progress: OnProgress | None = None
+    ) -> Path:
+        """Fetch a file of the job; its path. It is there when all of it is, and is what the service says it is.
+
+        `name`: which one; None: that which the result is. `to`: a path, or a directory (None: this one), where it is
+        called as the job calls it. A download that is cut goes on where it was. Raises LookupError when there is no
+        such file, OSError, `UnexpectedResult` for one that has arrived damaged, and what `get` raises.
+        """
+        file = chosen(await self.files(), name)
+        path = place_for(file, to)
+        with Download.to(path, file, on_progress) as download:
+            await self._client._download(download)
+        return path
 
     async def cancel(self) -> Job:
         """Ask the job to stop; its record stays. A job that is done already is returned unchanged."""

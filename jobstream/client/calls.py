@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, Required, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -26,6 +25,7 @@ from jobstream.client.errors import (
     checked,
     unreachable,
 )
+from jobstream.client.transfer import JobFileInfo, Upload, can_be_sent_again, opened
 from jobstream.job import Job, JobStatus
 from jobstream.schedule import Schedule
 from jobstream.traces import current
@@ -132,6 +132,10 @@ class _Catalogue(BaseModel):
     tasks: list[TaskInfo]
 
 
+class _Files(BaseModel):
+    files: list[JobFileInfo]
+
+
 class _BatchJob(BaseModel):
     id: str
 
@@ -154,7 +158,7 @@ class Call(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     """JSON; with files its members become fields of the form."""
-    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    files: Mapping[str, Sequence[Upload]] = field(default_factory=dict)
     follow_redirects: bool = False
     resends: int = 0
 
@@ -170,11 +174,11 @@ class Call(Generic[T]):
             typed = {**headers, "Content-Type": "application/json"} if self.body is not None else headers
             yield client.build_request(self.method, self.url, params=self.params, headers=typed, content=self.body)
             return
-        with ExitStack() as opened:
+        with ExitStack() as stack:
             parts: list[tuple[str, tuple[str, BinaryIO]]] = [
-                (name, (path.name, opened.enter_context(path.open("rb"))))
-                for name, paths in self.files.items()
-                for path in paths
+                (name, stack.enter_context(opened(upload)))
+                for name, uploads in self.files.items()
+                for upload in uploads
             ]
             form = _form(self.body or b"{}")
             yield client.build_request(
@@ -226,7 +230,7 @@ def connection_options(base_url: str, token: str | None, timeout: float) -> Conn
 def submit(
     task: str,
     input: Mapping[str, object] | BaseModel | None,
-    files: Sequence[Path] | Mapping[str, Sequence[Path]],
+    files: Sequence[Upload] | Mapping[str, Sequence[Upload]],
     *,
     idempotency_key: str | None = None,
     run_at: datetime | None = None,
@@ -240,6 +244,8 @@ def submit(
     ttl: float | None = None,
 ) -> Call[Job]:
     """Hand in a job. A dataclass, a date or a nested model in `input` become JSON the way pydantic writes them."""
+    named = files if isinstance(files, Mapping) else {"files": files}
+    again = all(can_be_sent_again(upload) for uploads in named.values() for upload in uploads)
     options: dict[str, str | float | Sequence[str] | None] = {
         "delay": delay,
         "run_at": run_at.isoformat() if run_at else None,
@@ -258,8 +264,8 @@ def submit(
         params=httpx2.QueryParams({name: value for name, value in options.items() if value is not None}),
         headers=_keyed(idempotency_key),
         body=pydantic_core.to_json({} if input is None else input),
-        files=files if isinstance(files, Mapping) else {"files": files},
-        resends=KEYED_RESENDS if idempotency_key else 0,
+        files=named,
+        resends=KEYED_RESENDS if idempotency_key and again else 0,
     )
 
 
@@ -313,6 +319,16 @@ def change_all(order: Literal["cancel", "retry"], wanted: BulkFilter) -> Call[Jo
 def purge(job_id: str) -> Call[None]:
     """Forget it."""
     return Call("DELETE", job_path(job_id), lambda _: None)
+
+
+def files(job_id: str) -> Call[list[JobFileInfo]]:
+    """The files of the job: its uploads, and those that its result names."""
+    return Call("GET", f"{job_path(job_id)}/files", lambda response: _parsed(_Files, response).files)
+
+
+def download(file: JobFileInfo, base_url: str) -> Call[None]:
+    """A file. Its link begins at the service's root, which need not be the base URL's."""
+    return Call("GET", str(httpx2.URL(base_url).join(file.url)), lambda _: None).patient()
 
 
 def tasks() -> Call[list[TaskInfo]]:

@@ -21,6 +21,7 @@ from jobstream.client import calls
 from jobstream.client.calls import DEFAULT_URL, BatchItem, BulkFilter, Call, ScheduleOptions, SubmitOptions, TaskInfo
 from jobstream.client.errors import Rejected, StillRunning, Unavailable, Unreachable
 from jobstream.client.stream import Event, Following, Policy
+from jobstream.client.transfer import Download, JobFileInfo, OnProgress, Upload, chosen, place_for
 from jobstream.job import Job
 from jobstream.schedule import Schedule
 
@@ -60,7 +61,7 @@ class SyncClient:
         self,
         task: str,
         input: Mapping[str, object] | BaseModel | None = None,
-        files: Sequence[Path] | Mapping[str, Sequence[Path]] = (),
+        files: Sequence[Upload] | Mapping[str, Sequence[Upload]] = (),
         **options: Unpack[SubmitOptions],
     ) -> SyncJobHandle:
         """As `Client.submit`."""
@@ -164,6 +165,27 @@ class SyncClient:
                 pause = call.pause_before_resend(error, sent, self.base_url)
             time.sleep(pause)
 
+    def _download(self, download: Download) -> None:
+        call = calls.download(download.file, self.base_url)
+        sent = 0
+        while True:
+            before = download.at
+            try:
+                with self._http.stream("GET", call.url, headers=download.headers, follow_redirects=True) as response:
+                    if not response.is_success:
+                        response.read()
+                    call.answer(response)
+                    download.begin(response)
+                    for piece in response.iter_bytes():
+                        download.take(piece)
+                if download.is_whole:
+                    return
+                raise httpx2.RemoteProtocolError("the download ended too early")
+            except (httpx2.RequestError, Rejected) as error:
+                sent = 1 if download.at > before else sent + 1
+                pause = call.pause_before_resend(error, sent, self.base_url)
+            time.sleep(pause)
+
     def _follow(self, job_id: str, after: str | None = None, path: str | None = None) -> Following:
         return Following(job_id, after, self._policy, met=self._met, path=path)
 
@@ -245,6 +267,20 @@ class SyncJobHandle:
         """As `JobHandle.result`."""
         found: T | JsonValue | bytes = self._client._send(calls.result(self.wait(timeout), self._client.base_url, type))
         return found
+
+    def files(self) -> list[JobFileInfo]:
+        """As `JobHandle.files`."""
+        return self._client._send(calls.files(self.id))
+
+    def download(
+        self, name: str | None = None, to: Path | str | None = None, *, on_progress: OnProgress | None = None
+    ) -> Path:
+        """As `JobHandle.download`."""
+        file = chosen(self.files(), name)
+        path = place_for(file, to)
+        with Download.to(path, file, on_progress) as download:
+            self._client._download(download)
+        return path
 
     def cancel(self) -> Job:
         """As `JobHandle.cancel`."""

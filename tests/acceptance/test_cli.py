@@ -80,6 +80,19 @@ def test_all_jobs_with_a_tag_are_cancelled_and_run_again(stack: Stack) -> None:
         assert jobstream(stack, *wrong).returncode == 2
 
 
+def test_files_of_a_job_are_downloaded(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("content\n")
+    job_id = submitted(stack, "files", "--file", str(tmp_path / "a.txt"))
+    (tmp_path / "there").mkdir()
+    done = jobstream(stack, "download", job_id, "a.txt", "--to", str(tmp_path / "there"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'there' / 'a.txt'}\n", "")
+    assert (tmp_path / "there" / "a.txt").read_text() == "content\n"
+    for names in ([], ["b.txt"]):
+        missing = jobstream(stack, "download", job_id, *names)
+        assert (missing.returncode, missing.stdout) == (4, "")
+        assert "a.txt" in missing.stderr
+
+
 def test_a_job_is_submitted_watched_and_shown(stack: Stack) -> None:
     job_id = submitted(stack, "words", "text=to be or not to be", "--tag", "hamlet")
     watched = jobstream(stack, "watch", job_id)
