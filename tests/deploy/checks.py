@@ -51,6 +51,8 @@ _CLUSTER_WIDE = {"Namespace"}
 
 def mistakes(bundle: Bundle) -> list[str]:
     """All that is wrong with what is applied together."""
+    if wrong := [*settings(bundle)]:  # others read them
+        return wrong
     return [mistake for check in CHECKS for mistake in check(bundle)]
 
 
@@ -310,8 +312,8 @@ def doors(bundle: Bundle) -> Mistakes:
     for each in bundle.of("HTTPRoute"):
         for rule in each["spec"]["rules"]:
             for target in rule["backendRefs"]:
-                if not _service_has(bundle, target["name"], target["port"]):
-                    yield f"{_name(each)}: no Service {target['name']} with a port {target['port']}"
+                if not _service_has(bundle, target.get("name", ""), target.get("port")):
+                    yield f"{_name(each)}: no Service {target.get('name')} with a port {target.get('port')}"
             if rule.get("timeouts") != {"request": "0s", "backendRequest": "0s"}:
                 yield f"{_name(each)}: event streams are cut"
 
@@ -500,7 +502,6 @@ CHECKS: tuple[Callable[[Bundle], Mistakes], ...] = (
     monitors,
     network,
     stop_times,
-    settings,
     configmaps,
     redis_configuration,
 )
