@@ -133,8 +133,7 @@ class _Added:
             self.queue,
             self.ttl,
             self.max_attempts,
-            self.job_id,
-            owner,
+            owner=owner,
         )
 
 
@@ -145,14 +144,13 @@ class Handover:
         self._connection = connection
         self._service = _service(connection)
         self._response: Response | None = None
-        self._first = new_job_id()
-        self._count = 0
+        self._batch_id = self._last_id = new_job_id()
         self._waiting: list[_Added] = []
         self._here: list[_Added] = []
         """Those that run in this process, after the answer."""
         self._hooked = self._sent = self._over = False
-        self.headers: list[tuple[str, str]] = []
-        """What the answer says of the jobs."""
+        self._links: list[str] = []
+        self._operation: str | None = None
 
     def add(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         """Take a call; the id of the job that it will be. Raises what is wrong with it."""
@@ -160,19 +158,30 @@ class Handover:
             raise RuntimeError("the request is over: what is added now would never run")
         if self._service is None and not _Place.inline:
             _source()
-        added = _Added.of(function, args, kwargs, job_id=job_ids(self._first, self._count + 1)[-1])
+        job_id = job_ids(self._last_id, 2)[1]  # those of a batch follow its own
+        added = _Added.of(function, args, kwargs, job_id=job_id)
         self._hook()
+        self._last_id = job_id
         self._waiting.append(added)
-        if self._count < LINKS and (url := self._monitor(added.job_id)) is not None:
-            new = [("Link", f'<{url}>; rel="monitor"')]
-            if not self._count:
-                new.append(("Operation-Location", url))
-            self.headers += new
+        self._say(job_id)
+        return job_id
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """What the answer says of the jobs."""
+        links = [("Link", f'<{url}>; rel="monitor"') for url in self._links]
+        return links if self._operation is None else [("Operation-Location", self._operation), *links]
+
+    def _say(self, job_id: str) -> None:
+        """One job is an operation, several are those of their batch."""
+        if len(self._links) < LINKS and (url := self._url(f"/jobs/{job_id}")) is not None:
+            self._links.append(url)
             if self._response is not None:
-                for header in new:
-                    self._response.headers.append(*header)
-        self._count += 1
-        return added.job_id
+                self._response.headers.append("Link", f'<{url}>; rel="monitor"')
+        if len(self._waiting) <= 2 and not self._sent:
+            self._operation = self._url(f"/jobs/{job_id}" if len(self._waiting) == 1 else f"/batches/{self._batch_id}")
+            if self._response is not None and self._operation is not None:
+                self._response.headers["Operation-Location"] = self._operation
 
     def speaks_by(self, response: Response) -> None:
         """FastAPI merges the headers of `response` into the answer. Only for who has no middleware to do it."""
@@ -207,9 +216,10 @@ class Handover:
             except Exception as error:
                 if not (isinstance(error, JobstreamError) or is_unavailable(error)):
                     raise
-                self.headers = []
+                self._forget()
                 raise self._refusal(error) from error
             self._sent = True
+            self._batch_id = self._last_id = new_job_id()
 
     def drop(self) -> None:
         """The endpoint has raised: its tasks are not run, as FastAPI has it."""
@@ -218,7 +228,10 @@ class Handover:
         logger.info("%d background tasks are dropped: the endpoint has raised", len(self._waiting))
         self._waiting = []
         if not self._sent:
-            self.headers = []
+            self._forget()
+
+    def _forget(self) -> None:
+        self._links, self._operation = [], None
 
     async def finish(self) -> None:
         """The answer was sent: hand over what was added meanwhile, by a stream or at the end of a dependency."""
@@ -237,7 +250,7 @@ class Handover:
         try:
             submissions = [await each.submission(files, owner) for each in added]
             if len(submissions) > 1:
-                await queue.submit_many(submissions)
+                await queue.submit_batch(submissions, batch_id=self._batch_id, owner=owner)
                 return
             (one,) = submissions
             await queue.submit(
@@ -247,7 +260,7 @@ class Handover:
                 default_queue=one.default_queue,
                 default_ttl=one.default_ttl,
                 max_attempts=one.max_attempts,
-                job_id=one.job_id,
+                job_id=added[0].job_id,
                 owner=one.owner,
             )
         except (
@@ -275,12 +288,11 @@ class Handover:
             return None
         return caller.tenant if caller is not None else None
 
-    def _monitor(self, job_id: str) -> str | None:
+    def _url(self, path: str) -> str | None:
         if self._service is not None:
-            path = f"{self._service.prefix}/jobs/{job_id}"
-            return self._service.origin(self._connection) + path
+            return self._service.origin(self._connection) + self._service.prefix + path
         base = _settings().background_url
-        return None if base is None else f"{str(base).rstrip('/')}/jobs/{job_id}"
+        return None if base is None else str(base).rstrip("/") + path
 
     def _refusal(self, error: Exception) -> NotHandedOver:
         """What to raise. The app answers it with a problem, unless it has a handler of its own for it."""

@@ -12,9 +12,11 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from starlette.requests import HTTPConnection
 
 from jobstream.background import BackgroundTasks, background, inline, use
 from jobstream.call import BACKGROUND_THREAD, Call
+from jobstream.caller import Caller, Scope
 from jobstream.embedded import ChildRedis
 from jobstream.job import Job, JobStatus
 from jobstream.queue import Queue
@@ -113,7 +115,8 @@ async def test_tasks_run_in_the_order_in_which_they_were_added_when_there_is_one
     response = await http.post("/dependency?q=all")
     jobs = await run(source, queue, settings)
     assert noted == ["query all", "endpoint"]
-    assert response.headers["operation-location"].endswith(jobs[0].id)
+    (batch_id,) = {job.batch for job in jobs}
+    assert response.headers["operation-location"] == f"{SERVICE}/batches/{batch_id}"
     assert links(response) == [f'<{SERVICE}/jobs/{job.id}>; rel="monitor"' for job in jobs]
 
 
@@ -260,16 +263,60 @@ async def test_tasks_of_one_request_are_handed_over_all_or_none(
 
     async with guest.router.lifespan_context(guest), client_of(guest) as http:
         first, second = await http.post("/add/2"), await http.post("/add/2")
-        assert first.headers["operation-location"].startswith("http://shop/jobs-here/jobs/")
-        monitor = (await http.get(first.headers["operation-location"])).json()
+        assert first.headers["operation-location"].startswith("http://shop/jobs-here/batches/")
+        batch = (await http.get(first.headers["operation-location"])).json()
+        monitor = (await http.get(links(first)[0][1:].partition(">")[0])).json()
         submitted = await http.post("/jobs-here/background", json={"function": "os:getcwd"})
         document = (await http.get("/openapi.json")).json()
     assert (second.status_code, second.json()["code"]) == (503, "queue-full")
     assert "operation-location" not in second.headers
     assert len(await added(queue)) == 2
+    assert batch["progress"]["total"] == 2
     assert monitor["task"] == BACKGROUND_THREAD
     assert submitted.status_code == 404
     assert "/jobs-here/background" not in document["paths"]
+
+
+async def test_all_tasks_of_a_request_are_one_call_of_redis(
+    http: httpx2.AsyncClient, real_source: UrlSource, queue: Queue
+) -> None:
+    async def calls() -> int:
+        stats = await queue.client.info("commandstats")
+        return sum(int(stats[name]["calls"]) for name in ("cmdstat_evalsha", "cmdstat_eval") if name in stats)
+
+    use(real_source)
+    await http.post("/one-fails")  # from then on Redis knows the script
+    client = real_source.client()
+    queue = Queue(client)
+    before = await calls()
+    await http.post("/one-fails")
+    assert await calls() == before + 1
+    assert len(await added(queue)) == 8
+    await client.aclose()
+
+
+async def test_jobs_belong_to_the_caller_if_the_app_says_who_that_is(
+    source: RedisSource, queue: Queue, tmp_path: Path
+) -> None:
+    async def user(connection: HTTPConnection) -> Caller | None:
+        name = connection.headers.get("x-user")
+        return Caller(tenant=name, scopes=frozenset({Scope.READ})) if name else None
+
+    guest = FastAPI()
+    guest.include_router(
+        create_router(Service(ApiSettings(files_dir=tmp_path), source), authenticate=user), prefix="/b"
+    )
+
+    @guest.post("/add")
+    async def add(background_tasks: BackgroundTasks) -> None:
+        background_tasks.add_task(background_app.note, "a")
+
+    async with guest.router.lifespan_context(guest), client_of(guest) as http:
+        monitor = (await http.post("/add", headers={"X-User": "acme"})).headers["operation-location"]
+        answers = [await http.get(monitor, headers={"X-User": name}) for name in ("acme", "globex")]
+        await http.post("/add")
+    assert [answer.status_code for answer in answers] == [200, 404]
+    assert [job.owner for job in await added(queue)] == ["acme", None]
 
 
 async def test_no_client_can_name_a_function(source: RedisSource, tmp_path: Path, settings: WorkerSettings) -> None:
