@@ -20,6 +20,7 @@ from redis.retry import Retry as SyncRetry
 
 from jobstream.errors import ConfigurationError
 from jobstream.pipelined import PipelinedRedis
+from jobstream.sentinel import SCHEMES, SentinelUrl
 from jobstream.subscription import Hear, Subscription
 
 RedisKind = Literal["external", "child", "fake"]
@@ -65,7 +66,8 @@ class RedisSettings(BaseSettings):
 
     redis_url: str | None = Field(
         None,
-        description="redis://, rediss:// or unix:// URL; user, password and path percent-encoded. "
+        description="redis://, rediss:// or unix:// URL; user, password and path percent-encoded. With Sentinels "
+        "redis+sentinel://host:26379,host:26379/primary's name/database. "
         "Required outside `jobstream dev` and `jobstream demo`.",
     )
     redis_kind: RedisKind = Field(
@@ -123,9 +125,10 @@ class UrlSource:
                 OSError,
             ],
         }
+        self._sentinels = SentinelUrl.parse(self._url) if urlsplit(self._url).scheme in SCHEMES else None
         if not self._url.startswith("unix:"):
             self._options["socket_keepalive"] = True
-        if self._url.startswith("rediss:"):
+        if self._url.startswith("rediss"):
             self._options["ssl_check_hostname"] = True  # off by default in redis-py 5: any certificate would do
 
     @classmethod
@@ -144,21 +147,27 @@ class UrlSource:
         )
 
     def client(self) -> ArqRedis:
-        pool = aio_redis.BlockingConnectionPool.from_url(
-            self._url, timeout=self._options["socket_timeout"], retry=_retry(), **self._options
-        )
+        options = self._options | {"timeout": self._options["socket_timeout"], "retry": _retry()}
+        if self._sentinels is not None:
+            pool = self._sentinels.pool(**options)
+        else:
+            pool = aio_redis.BlockingConnectionPool.from_url(self._url, **options)
         return PipelinedRedis.of_pool(pool, timeout=self._options["socket_timeout"])
 
     def subscriber(self) -> aio_redis.Redis:
         options = self._options | {"socket_timeout": None, "retry_on_error": []}  # its user knows what it subscribed to
-        pool = aio_redis.ConnectionPool.from_url(self._url, retry=Retry(ExponentialBackoff(), 0), **options)
-        return aio_redis.Redis.from_pool(pool)
+        options["retry"] = Retry(ExponentialBackoff(), 0)
+        if self._sentinels is not None:
+            return aio_redis.Redis.from_pool(self._sentinels.pool(**options))
+        return aio_redis.Redis.from_pool(aio_redis.ConnectionPool.from_url(self._url, **options))
 
     async def subscription(self, hear: Hear) -> Subscription:
         return await Subscription.open(self.subscriber(), hear)
 
     def sync_client(self) -> sync_redis.Redis:
         retry = SyncRetry(ExponentialBackoff(cap=0.1, base=0.05), 1)
+        if self._sentinels is not None:
+            return sync_redis.Redis.from_pool(self._sentinels.sync_pool(retry=retry, **self._options))
         return sync_redis.Redis.from_url(self._url, retry=retry, **self._options)
 
     def describe(self) -> str:
@@ -189,8 +198,12 @@ def _checked(url: str) -> str:
         return "redis" + url.removeprefix("valkey")
     if scheme == "valkeys":
         return "rediss" + url.removeprefix("valkeys")
+    if scheme in SCHEMES:
+        return url
     if scheme not in ("redis", "rediss", "unix"):
-        raise ConfigurationError("JOBSTREAM_REDIS_URL must begin with redis://, rediss:// or unix://")
+        raise ConfigurationError(
+            "JOBSTREAM_REDIS_URL must begin with redis://, rediss://, unix:// or redis+sentinel://"
+        )
     try:
         aio_redis.ConnectionPool.from_url(url)
     except ValueError as error:
