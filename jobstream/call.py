@@ -137,15 +137,17 @@ class Callee:
                 return name
         return None
 
+    @cached_property
+    def _for_callers(self) -> inspect.Signature:
+        kept = [each for name, each in self._signature.parameters.items() if name != self._job_parameter]
+        return self._signature.replace(parameters=kept)
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by parameter. Raises TypeError for those that do not fit the signature, as a call would."""
-        parameters = self._signature.parameters
-        open_to_worker = self._job_parameter
-        if open_to_worker is not None and open_to_worker in kwargs:
-            raise NotCarried(f"{self.name}: the worker gives the argument {open_to_worker!r}")
-        kept = [each for name, each in parameters.items() if name != open_to_worker]
+        if self._job_parameter is not None and self._job_parameter in kwargs:
+            raise NotCarried(f"{self.name}: the worker gives the argument {self._job_parameter!r}")
         try:
-            return dict(self._signature.replace(parameters=kept).bind(*args, **kwargs).arguments)
+            return dict(self._for_callers.bind(*args, **kwargs).arguments)
         except TypeError as error:
             raise TypeError(f"{self.name}: {error}") from None
 

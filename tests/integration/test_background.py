@@ -18,6 +18,7 @@ from jobstream.background import BackgroundTasks, background, inline, use
 from jobstream.call import BACKGROUND_THREAD, Call
 from jobstream.caller import Caller, Scope
 from jobstream.embedded import ChildRedis
+from jobstream.errors import ConfigurationError
 from jobstream.job import Job, JobStatus
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, UrlSource
@@ -345,6 +346,14 @@ async def test_a_worker_calls_only_functions_of_the_modules_that_it_was_told(
     (job,) = await run(source, queue, settings)
     assert job.error is not None
     assert job.error.code == "unknown-function"
+
+
+def test_a_worker_does_not_start_with_modules_that_are_not_there() -> None:
+    with pytest.raises(ConfigurationError, match="JOBSTREAM_BACKGROUND: module 'no_such_module'"):
+        with_background_tasks({}, [MODULE, "no_such_module"])
+    with pytest.raises(ConfigurationError, match="has a task 'background-thread'"):
+        with_background_tasks({BACKGROUND_THREAD: shout}, [MODULE])
+    assert with_background_tasks({"shout": shout}, []) == {"shout": shout}
 
 
 async def test_an_app_that_is_told_the_modules_refuses_others_at_once(
