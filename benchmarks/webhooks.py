@@ -1,8 +1,8 @@
 """`python -m benchmarks.webhooks`: deliveries a second, and what a slow or dead receiver costs the others.
 
 The ends of some thousand jobs wait in the mailbag, each to be told to one of a hundred receivers; one worker process
-delivers them. The receivers are a process of their own, a hundred loopback addresses; where one is slow it takes each
-request and answers none, where one is dead nobody listens. The floor is httpx2 alone, as many requests at once as the
+delivers them. The receivers are a process of their own, a hundred loopback addresses; a slow one takes each request and
+answers none, where one is dead nobody listens. The floor is httpx2 alone, as many requests at once as the
 worker has slots for webhooks, the same bodies to the same receivers. What counts is when the receivers that are well
 have got theirs. Each round begins with another case.
 """
@@ -31,8 +31,8 @@ from benchmarks.report import table
 from jobstream.queue import Queue, Submission, SubmitOptions
 from jobstream.redis import UrlSource
 
-RECEIVERS, SLOTS, ODD = 100, 50, 7
-"""How many there are, requests at once, and which one of them is slow or dead."""
+RECEIVERS, SLOTS = 100, 50
+"""How many there are, and requests at once."""
 BODY = b'{"type":"job.cancelled","timestamp":"2026-11-21T06:40:00.000Z","data":{}}' + b" " * 900
 """About as large as the message of a small job."""
 
@@ -44,13 +44,16 @@ class Case:
     title: str
     bare: bool = False
     odd: str = ""
+    odds: int = 0
+    """How many of the receivers, the first ones, are slow or dead."""
 
 
 CASES = [
     Case("httpx2 alone", bare=True),
     Case("jobstream, all receivers well"),
-    Case("jobstream, one of 100 never answers", odd="slow"),
-    Case("jobstream, one of 100 is not there", odd="dead"),
+    Case("jobstream, one of 100 never answers", odd="slow", odds=1),
+    Case("jobstream, ten of 100 never answer", odd="slow", odds=10),
+    Case("jobstream, one of 100 is not there", odd="dead", odds=1),
 ]
 
 
@@ -59,10 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.webhooks", description=__doc__)
     parser.add_argument("--deliveries", type=int, default=3_000, help="of each case (3,000)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (5)")
-    parser.add_argument("--receive", metavar="ODD", help=argparse.SUPPRESS)
+    parser.add_argument("--only", type=int, help="only this case: 0 to 4")
+    parser.add_argument("--receive", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.receive is not None:
-        asyncio.run(_receive(options.receive))
+        asyncio.run(_receive(options.receive[0], odds=int(options.receive[1])))
         return 0
     for line in machine.describe():
         print(line)
@@ -73,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with server("off") as redis_server:
             for number in range(options.rounds):
                 at = number % len(CASES)
-                for case in [*CASES[at:], *CASES[:at]]:
+                for case in [*CASES[at:], *CASES[:at]] if options.only is None else [CASES[options.only]]:
                     redis_server.empty()
                     rate = asyncio.run(_measured(redis_server, case, options.deliveries))
                     found.setdefault(case.title, []).append(rate)
@@ -85,10 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(found: dict[str, list[float]]) -> list[str]:
-    well = found[CASES[1].title]
+    well = found.get(CASES[1].title) or next(iter(found.values()))
     lines = [["deliveries a second to receivers that are well", "median", "(least-most)", "beside all well"]]
     for case in CASES:
-        rates = found[case.title]
+        if not (rates := found.get(case.title)):
+            continue
         ratio = median(rate / other for rate, other in zip(rates, well, strict=True))
         lines.append([case.title, f"{median(rates):,.0f}", f"({min(rates):,.0f}-{max(rates):,.0f})", f"{ratio:.2f} x"])
     return table(lines)
@@ -96,10 +101,10 @@ def _report(found: dict[str, list[float]]) -> list[str]:
 
 async def _measured(redis_server: Server, case: Case, deliveries: int) -> float:
     """Deliveries a second, of those to receivers that are well."""
-    async with _receivers(case.odd) as receivers, asyncio.timeout(PATIENCE * 2):
+    async with _receivers(case) as receivers, asyncio.timeout(PATIENCE * 2):
         port = int(await receivers.hear())
         urls = [f"http://{_host(number % RECEIVERS)}:{port}/" for number in range(deliveries)]
-        well = sum(not case.odd or number % RECEIVERS != ODD for number in range(deliveries))
+        well = sum(number % RECEIVERS >= case.odds for number in range(deliveries))
         if case.bare:
             await _post(urls)
         else:
@@ -174,7 +179,7 @@ def _host(number: int) -> str:
     return f"127.0.{number // 200 + 1}.{number % 200 + 1}"
 
 
-async def _receive(odd: str) -> None:
+async def _receive(odd: str, *, odds: int) -> None:
     """The receivers: print a port, then answer each line with how many requests have come, and in which time."""
     times: list[int] = []
     answer = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
@@ -194,7 +199,7 @@ async def _receive(odd: str) -> None:
 
     port = 0
     for number in range(RECEIVERS):
-        strange = number == ODD and odd in ("slow", "dead")
+        strange = number < odds
         if strange and odd == "dead":
             continue
         started = await asyncio.start_server(partial(serve, strange), _host(number), port, backlog=1_000)
@@ -208,13 +213,13 @@ async def _receive(odd: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _receivers(odd: str) -> AsyncIterator[Child]:
+async def _receivers(case: Case) -> AsyncIterator[Child]:
     """The process of the receivers."""
     with tempfile.TemporaryDirectory(prefix="jobstream-bench-") as directory:
         log = Path(directory) / "stderr"
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "benchmarks.webhooks", "--receive", odd or "none"),
+                *(sys.executable, "-m", "benchmarks.webhooks", "--receive", case.odd or "none", str(case.odds)),
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=stderr,

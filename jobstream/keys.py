@@ -171,7 +171,10 @@ DELIVERIES_TO: Final = "jobstream:deliveries:to:"
 DELIVERIES_OF: Final = "jobstream:deliveries:of:"
 """zset per job, delivery id → created ms; two weeks after the last one."""
 LANE: Final = "jobstream:lane:"
-"""zset per receiver, id of a delivery's job → ms when it has ended at the latest: those under way; a minute more."""
+"""zset per receiver, and one of all slow ones (`slow`), id of a delivery's job → ms when it has ended at the latest:
+those under way; a minute more."""
+SLOW_RECEIVER: Final = "jobstream:slow:"
+"""string per receiver that has not answered in time; until it does, a minute at most."""
 
 
 def queue(name: str) -> str:

@@ -1,9 +1,18 @@
--- Begin a delivery, unless as many as may be at once are under way to its receiver.
--- ARGV  1 the job that delivers   2 lane   3 how many at once   4 how long it takes at most (ms)
--- Returns 1, or 0 when it has to wait (postpone.lua).
-local lane, now = LANE .. ARGV[2], now_ms()
+-- Begin a delivery, unless as many as may be at once are under way to its receiver. Receivers that did not answer of late
+-- share one lane: however many they are, they do not take the slots of the others.
+-- ARGV  1 the job that delivers   2 lane   3 how many at once   4 how long it takes at most (ms)   5 how many at once to all slow ones
+-- Returns {lane, 1}, or {lane, 0} when it has to wait there (postpone.lua).
+local name, most, now = ARGV[2], tonumber(ARGV[3]), now_ms()
+if redis.call('EXISTS', SLOW_RECEIVER .. name) == 1 then
+  name, most = 'slow', tonumber(ARGV[5])
+end
+local lane = LANE .. name
 redis.call('ZREMRANGEBYSCORE', lane, '-inf', whole(now))
-if redis.call('ZCARD', lane) >= tonumber(ARGV[3]) and not redis.call('ZSCORE', lane, ARGV[1]) then return 0 end
+-- Who was called from the slow ones' line, and is slow no longer, calls the next one of it: else nobody would.
+if name ~= 'slow' and redis.call('EXISTS', PARKED .. 'lane:slow') == 1 and redis.call('ZCARD', LANE .. 'slow') < tonumber(ARGV[5]) then
+  unpark(PARKED .. 'lane:slow', 1)
+end
+if redis.call('ZCARD', lane) >= most and not redis.call('ZSCORE', lane, ARGV[1]) then return {name, 0} end
 redis.call('ZADD', lane, whole(now + tonumber(ARGV[4])), ARGV[1])
 redis.call('PEXPIRE', lane, whole(tonumber(ARGV[4]) + 60000))
-return 1
+return {name, 1}

@@ -222,6 +222,45 @@ async def test_a_worker_without_slots_for_webhooks_leaves_them_to_others(
         assert (await delivered(client, job)).state == "delivered"
 
 
+async def test_many_receivers_that_do_not_answer_hold_up_no_other(
+    queue: Queue, client: ArqRedis, source: RedisSource, settings: Settings, receiver: Receiver
+) -> None:
+    """Each has a lane of its own until it is known to be slow; together they would have every slot."""
+    slow = [f"slow{number}" for number in range(12)]
+    for owner in slow:
+        await client.set(keys.SLOW_RECEIVER + f"{receiver.url.removeprefix('http://')} {owner}", 1)
+        for _ in range(2):
+            await cancelled(queue, f"{receiver.url}/held", owner=owner)
+    for _ in range(10):
+        await cancelled(queue, f"{receiver.url}/well", owner="well")
+    async with working(source, settings(webhook_allow="127.0.0.1", webhook_slots=10, webhook_timeout=120)):
+        await receiver.first("/well", 10)
+        assert 1 <= receiver.most_open["/held"] <= 2
+        receiver.held["/held"].set()  # they answer again, and are as good as any
+        await receiver.first("/held", 24)
+    assert not [key async for key in client.scan_iter(keys.SLOW_RECEIVER + "*")]
+
+
+async def test_a_receiver_that_does_not_answer_is_slow_until_it_does(
+    queue: Queue, client: ArqRedis, source: RedisSource, settings: Settings, receiver: Receiver
+) -> None:
+    changes = {
+        "webhook_allow": "127.0.0.1",
+        "webhook_timeout": 0.3,
+        "webhook_retries": "0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1",
+    }
+    async with working(source, settings(**changes)):
+        job = await cancelled(queue, f"{receiver.url}/held")
+        mark = keys.SLOW_RECEIVER + f"{receiver.url.removeprefix('http://')} "
+        async with asyncio.timeout(20):
+            while not await client.exists(mark):  # noqa: ASYNC110 (no event says so)
+                await asyncio.sleep(0.01)
+        assert 0 < await client.ttl(mark) <= 60
+        receiver.held["/held"].set()
+        assert (await delivered(client, job)).state == "delivered"
+    assert not await client.exists(mark)
+
+
 async def test_a_tenant_has_so_many_endpoints(client: ArqRedis) -> None:
     for _ in range(endpoints.ENDPOINTS_MOST):
         await endpoints.register(client, owner="acme", fields=FIELDS)

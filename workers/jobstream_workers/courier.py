@@ -14,6 +14,7 @@ import httpx2
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
+from jobstream import keys
 from jobstream.context import JobContext
 from jobstream.egress import AddressRefused, EgressPolicy
 from jobstream.errors import DeliveryNotFound, Retry, TaskError, WebhookNotFound
@@ -37,6 +38,14 @@ JITTER = 0.1
 
 ANSWER_BYTES = 16_384
 """What is read of an answer, so that the connection can be used again. It says nothing but its status."""
+
+SLOW_SECONDS = 60
+"""For so long a receiver that did not answer in time shares a lane with all others of its kind."""
+
+SLOW_SHARE = 5
+"""That lane is as wide as this part of a worker's slots."""
+
+SLOW_LANE = "slow"
 
 GONE = "the receiver answered 410"
 
@@ -63,7 +72,7 @@ class Courier:
         self._chance = chance
         self._base = str(settings.public_url or "").rstrip("/")
         self._policy = EgressPolicy.parse(settings.webhook_allow)
-        self._http = guarded_client(self._policy, timeout=settings.webhook_timeout)
+        self._http = guarded_client(self._policy, timeout=settings.webhook_timeout, connections=settings.webhook_slots)
         self.task = self._task()
 
     async def aclose(self) -> None:
@@ -93,10 +102,12 @@ class Courier:
             raise TaskError("The delivery has expired", status=410, code="delivery-expired") from error
         if delivery.run != job.id or delivery.state == "delivered":
             return Delivered(delivered=False, status=None)  # somebody asked for it again, and another job does it
-        lane, most = delivery.receiver, self._settings.webhook_receiver_slots
+        most, slow = self._settings.webhook_receiver_slots, max(1, self._settings.webhook_slots // SLOW_SHARE)
         takes_ms = round((self._settings.webhook_timeout + 10) * 1000)
-        if not await _enter(self._client, args=[job.id, lane, most, takes_ms]):
-            raise Postponed(lane, most=most)
+        name, entered = await _enter(self._client, args=[job.id, delivery.receiver, most, takes_ms, slow])
+        lane = name.decode()
+        if not entered:
+            raise Postponed(lane, most=slow if lane == SLOW_LANE else most)
         try:
             return await self._attempt(delivery)
         finally:
@@ -112,6 +123,7 @@ class Courier:
             async with asyncio.timeout(self._settings.webhook_timeout):
                 status, after = await self._post(url, delivery, await self._secrets(delivery, endpoint))
         except TimeoutError:
+            await self._client.set(keys.SLOW_RECEIVER + delivery.receiver, 1, ex=SLOW_SECONDS)
             error = f"no answer in {self._settings.webhook_timeout:g} s"
         except AddressRefused as refused:
             error, final = refused.detail, True
@@ -121,6 +133,7 @@ class Courier:
             error = f"the receiver answered {status}"
         tried = Attempt(at=at, status=status, seconds=time.monotonic() - began, error=error)
         if error is None:
+            await self._client.delete(keys.SLOW_RECEIVER + delivery.receiver)
             self._meter.delivered("delivered", tried.seconds)
             await self._note(delivery, tried, "delivered")
             return Delivered(delivered=True, status=status)

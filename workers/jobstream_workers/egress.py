@@ -55,27 +55,27 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
 class GuardedTransport(httpx2.AsyncHTTPTransport):
     """httpx2's transport on a pool whose every connection, a redirect's too, is made by `GuardedBackend`."""
 
-    def __init__(self, policy: EgressPolicy, *, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, policy: EgressPolicy, *, connections: int, ssl_context: ssl.SSLContext | None = None) -> None:
         # Not super().__init__(): it makes a pool that connects anywhere. Without it, a release of httpx2 that keeps
         # its pool under another name fails every request, instead of letting every request through.
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=ssl_context or default_tls(),
-            max_connections=100,
-            max_keepalive_connections=20,
+            max_connections=connections,
+            max_keepalive_connections=connections,
             keepalive_expiry=5.0,
             network_backend=GuardedBackend(policy),
         )
 
 
 def guarded_client(
-    policy: EgressPolicy, *, timeout: float, ssl_context: ssl.SSLContext | None = None
+    policy: EgressPolicy, *, timeout: float, connections: int = 100, ssl_context: ssl.SSLContext | None = None
 ) -> httpx2.AsyncClient:
     """A client for URLs that clients gave: guarded, deaf to proxies in the environment, following no redirect itself.
 
-    `timeout`: seconds without a byte.
+    `timeout`: seconds without a byte. `connections`: how many requests may be under way; a further one waits.
     """
     return httpx2.AsyncClient(
-        transport=GuardedTransport(policy, ssl_context=ssl_context),
+        transport=GuardedTransport(policy, connections=max(1, connections), ssl_context=ssl_context),
         timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
         trust_env=False,
         follow_redirects=False,
