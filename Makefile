@@ -1,5 +1,5 @@
 # `make demo` shows jobstream, `make test` proves it. Either one starts from a bare checkout: all that they need is
-# Python 3.11+, make and, for the tests, a Redis server, nginx, Chromium, Node.js, Podman and kubectl (which are
+# Python 3.11+, make and, for the tests, a Redis server, nginx, Prometheus, Chromium, Node.js, Podman and kubectl (which are
 # installed where that can be done without asking).
 
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ dev: setup ## API, worker and Redis on this machine, until Ctrl-C
 	@exec .venv/bin/jobstream dev
 
 test: ## every test, against a real Redis and in a real browser (ARGS="-k words")
-	@scripts/setup --dev --redis --browser --nginx --deploy
+	@scripts/setup --dev --redis --browser --nginx --prometheus --deploy
 	@exec .venv/bin/pytest -n auto --dist worksteal $(ARGS)
 
 .PHONY: chaos
