@@ -15,7 +15,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 from urllib.parse import quote
 
 import msgspec
@@ -36,7 +36,7 @@ BYTES_MARK = "x-jobstream-max-bytes"
 """Keywords of a field with `FileLimits`."""
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
-_KEY = re.compile(r"(?P<job>[A-Za-z0-9_-]{1,128})/(?P<name>[0-9]{1,6}|[0-9a-f]{16})\Z")
+_KEY = re.compile(r"(?P<job>[A-Za-z0-9_-]{1,128})/(?P<name>[0-9]{1,6}|(?:input-|result-)?[0-9a-f]{16})\Z")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:; ?[ -~]*)?\Z")
@@ -62,6 +62,12 @@ class FileSettings(BaseSettings):
         "machine's role.",
     )
     files_endpoint: str = Field("", description="URL of an S3-compatible server; empty: AWS.")
+    spill_bytes: int = Field(
+        0,
+        ge=0,
+        description="Inputs and results in JSON that are larger than this are kept with the files instead of in Redis; "
+        "0: none. The same for API and workers, which must share the files then.",
+    )
     files_region: str = Field("", description="The bucket's region; empty: AWS_REGION, else us-east-1.")
 
     @property
@@ -204,6 +210,17 @@ class FileStore:
                 await writer.write(piece)
         return writer.file
 
+    def spill(self, job_id: str, kind: Literal["input", "result"], content: bytes) -> JobFile:
+        """Keep what is too large for Redis. Blocks."""
+        name, media = (
+            ("result.json", "application/json") if kind == "result" else ("input.msgpack", "application/msgpack")
+        )
+        # As in `writer`: two attempts may end at once, and only one of them is the job's end.
+        key = f"{job_id}/{kind}-{secrets.token_hex(8)}"
+        with FileWriter(self.storage, key, name=name, content_type=media) as writer:
+            writer.put(content)
+        return writer.file
+
     def remove(self, job_id: str) -> None:
         """Delete everything the job owns. Nothing there is not an error. Raises StorageUnavailable."""
         if not _JOB_ID.match(job_id):
@@ -329,6 +346,11 @@ def file_result(result: bytes | None, job_id: str) -> JobFile | None:
     if not result or len(result) > 4096 or job_id.encode() not in result:
         return None
     return _as_file(msgspec.json.decode(result), job_id)
+
+
+def is_spilled(file: JobFile) -> bool:
+    """True for a result that was too large for Redis: it is answered with itself, as if it were there."""
+    return file.key.partition("/")[2].startswith("result-")
 
 
 def files_in(data: object, job_id: str) -> Iterator[JobFile]:

@@ -51,6 +51,7 @@ from jobstream.quota import Quota
 from jobstream.scripts import Argument, Script
 from jobstream.search import WORDS_MAX, words_of
 from jobstream.serialize import serialize
+from jobstream.spill import Spill
 from jobstream.store import JobFilter
 from jobstream.traces import Carrier, current
 from jobstream.webhooks.target import wrong_target
@@ -208,8 +209,11 @@ class Queue:
         words: int = WORDS_MAX,
         limits: SubmitLimits = NO_SUBMIT_LIMITS,
         on_stored: Callable[[str], None] = lambda task: None,
+        spill: Spill | None = None,
     ) -> None:
         """`prefix` goes before the links of jobs; `words`: how many of its input a job is found by.
+
+        `spill`: where inputs go that are too large for Redis.
 
         `on_stored` is told the task of each job that a submit has stored.
         """
@@ -220,6 +224,7 @@ class Queue:
         self._words = words
         self._prefix = prefix
         self._clock = _RedisClock()
+        self._spill = spill
 
     async def submit(
         self,
@@ -281,6 +286,8 @@ class Queue:
             ),
             words=self._words,
         )
+        if self._spill is not None:
+            new = new._replace(payload=await self._spill.payload(new.job_id, new.payload))
         if any(isinstance(one, int) for one in new.after):
             raise _wrong("after", "after names jobs by their ids; numbers are for jobs of a batch")
         before: list[Argument] = [*new.head, round(LIVE_SECONDS * 1000), new.tags]
@@ -399,6 +406,8 @@ class Queue:
             if batch_id is not None:
                 job.fields["batch"] = batch_id
             size += len(job.payload)
+            if self._spill is not None:
+                job = job._replace(payload=await self._spill.payload(job.job_id, job.payload))
             new.append(job)
         if size > BATCH_BYTES:
             raise PayloadTooLarge(f"The inputs of a batch have at most {BATCH_BYTES >> 20} MB")

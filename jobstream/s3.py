@@ -22,6 +22,8 @@ PART_BYTES = 8 << 20
 """An upload larger than this goes in parts of this size: S3 takes 10,000 of them, 80 GB."""
 PARTS_AT_ONCE = 2
 """Parts of one upload on their way: with the one that is filled, all that it holds in memory."""
+PIECE_BYTES = 1 << 18
+"""What is handed to the sender at a time."""
 READ_BYTES = 4 << 20
 """What one request reads ahead."""
 REQUEST_SECONDS = 300
@@ -145,31 +147,35 @@ class _Aborted(Exception):
     """Ends an upload in parts: obstore then has the server forget them."""
 
 
-_END = b""
-_ABORT = None
+_END = None
 
 
 class _S3Sink:
-    """Holds up to one part; with the second one a thread begins to send. `write` waits while it is behind."""
+    """Holds what may be all of a small object; a larger one goes to a thread that sends. `write` waits while it is
+    behind."""
 
     def __init__(self, store: S3Store, key: str, attributes: dict[str, str]) -> None:
         self._store = store
         self._key = key
         self._attributes = attributes
         self._held = bytearray()
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(maxsize=1)
+        self._pieces: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
         self._sender: threading.Thread | None = None
         self._failure: Exception | None = None
         self._ended = threading.Event()
+        self._aborted = False
 
     def write(self, piece: bytes) -> None:
+        if self._sender is not None:
+            self._put(bytes(piece))
+            return
         self._held += piece
         if len(self._held) >= PART_BYTES:
-            if self._sender is None:
-                self._sender = threading.Thread(target=self._send, name="jobstream-s3", daemon=True)
-                self._sender.start()
-            held, self._held = bytes(self._held), bytearray()
-            self._put(held)
+            self._sender = threading.Thread(target=self._send, name="jobstream-s3", daemon=True)
+            self._sender.start()
+            held, self._held = self._held, bytearray()
+            for start in range(0, len(held), PIECE_BYTES):
+                self._put(bytes(held[start : start + PIECE_BYTES]))
 
     def commit(self) -> None:
         if self._sender is None:
@@ -178,8 +184,6 @@ class _S3Sink:
             except (BaseError, OSError) as error:
                 raise _unavailable(error) from error
             return
-        if self._held:
-            self._put(bytes(self._held))
         self._put(_END)
         self._sender.join()
         if self._failure is not None:
@@ -188,8 +192,9 @@ class _S3Sink:
     def abort(self) -> None:
         self._held = bytearray()
         if self._sender is not None:
+            self._aborted = True
             with contextlib.suppress(JobstreamError):
-                self._put(_ABORT)
+                self._put(_END)
             self._sender.join()
 
     def _put(self, piece: bytes | None) -> None:
@@ -215,10 +220,10 @@ class _S3Sink:
             self._ended.set()
 
     def _taken(self) -> Iterator[bytes]:
-        while (piece := self._pieces.get()) != _END:
-            if piece is _ABORT:
-                raise _Aborted
+        while (piece := self._pieces.get()) is not _END:
             yield piece
+        if self._aborted:
+            raise _Aborted
 
 
 def _unavailable(error: Exception) -> StorageUnavailable:

@@ -23,6 +23,7 @@ from jobstream.errors import RedisUnavailable, StorageUnavailable, UnknownTask
 from jobstream.files import FileStore
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
+from jobstream.spill import Spill
 from jobstream.store import read_record
 from jobstream.version import VERSION
 from jobstream.webhooks.target import Targets
@@ -110,6 +111,7 @@ class Service:
         """What a proxy puts before our paths."""
         self.client = source.client()
         self.meter = Meter()
+        self.files = FileStore.at(settings.files_place)
         self.queue = self._queue("")
         self.tasks = TaskBook(self.client)
         self.hub = Hub(source)
@@ -122,7 +124,6 @@ class Service:
         )
         self.authenticate: Authenticate | None = None
         """By which the app that includes the router says who is asking."""
-        self.files = FileStore.at(settings.files_place)
         self.uploads_in_doubt: set[str] = set()
         """Jobs whose submit got an unclear answer: their files go unless the record turns out to be there."""
         self.targets = Targets(EgressPolicy.parse(settings.webhook_allow))
@@ -142,6 +143,7 @@ class Service:
             words=settings.search_words,
             limits=settings.submit_limits,
             on_stored=self.meter.stored,
+            spill=Spill(self.files, settings.spill_bytes) if settings.spill_bytes else None,
         )
 
     def origin(self, request: HTTPConnection) -> str:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from jobstream.batch import Batch
 from jobstream.errors import JobGone
-from jobstream.files import JobFile, file_result
+from jobstream.files import JobFile, file_result, is_spilled
 from jobstream.job import Job, JobStatus, Record, job_from_record
 from jobstream.problem import problem
 from jobstream_api.preferences import Preferences, parse_preferences
@@ -78,7 +78,7 @@ def result_response(record: Record, service: Service, *, headers: dict[str, str]
         return problem_response(gone, instance=job.links.result, prefix=service.prefix, headers=headers)
     if job.error is not None:
         return problem_response(job.error.model_dump(), instance=job.links.result, headers=headers)
-    if (file := file_result(record.get(b"result"), job.id)) is not None:
+    if (file := file_result(record.get(b"result"), job.id)) is not None and not is_spilled(file):
         headers["Location"] = file_url(file, service.prefix)
         return Response(file.model_dump_json(), status_code=303, media_type="application/json", headers=headers)
     headers["ETag"] = etag(job.version)

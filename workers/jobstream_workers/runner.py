@@ -40,6 +40,7 @@ from jobstream.logs import JobLine, job_line
 from jobstream.outbox import Outbox
 from jobstream.problem import job_problem
 from jobstream.serialize import TaskFailure, deserialize, serialize
+from jobstream.spill import MARK, Spill
 from jobstream.task import Task
 from jobstream_workers.claim import ClaimedJob
 from jobstream_workers.executors import Execution, Executors, speaks
@@ -90,6 +91,8 @@ class Payload(msgspec.Struct, frozen=True):
     enqueued_ms: int
     trace: traces.Carrier | None = None
     """The trace that it was submitted in."""
+    spilled: object = None
+    """Where the input is, if it was too large for Redis."""
 
 
 class RunningJob:
@@ -223,6 +226,7 @@ class Runner:
         max_crashes: int = 3,
         kill_grace: float = 5.0,
         meter: Meter,
+        spill: Spill | None = None,
     ) -> None:
         self._client = client
         self._tasks = tasks
@@ -233,6 +237,7 @@ class Runner:
         self._deadlines = Deadlines()
         self._burials: set[asyncio.Task[None]] = set()
         self._meter = meter
+        self._spill = spill
         self._tracer = traces.tracer()
 
     async def run(self, running: RunningJob, left_behind: Callable[[], None] = lambda: None) -> None:
@@ -251,6 +256,8 @@ class Runner:
         error: JobstreamError | Retry | None = None
         try:
             payload = read_payload(job)
+            if payload.spilled is not None:
+                payload = await self._restored(job, payload.spilled)
             line.task = payload.task
             if payload.trace is not None:
                 line.trace_id = traces.trace_id(payload.trace)
@@ -305,6 +312,8 @@ class Runner:
         *,
         started_ms: int,
     ) -> None:
+        if result is not None and error is None and self._spill is not None and self._spill.limit:
+            result = await self._spill.result(job.id, result)
         outcome = _outcome(job, payload, result, error, started_ms=started_ms)
         if await self._endings.finish(job, outcome):
             seconds = (_now_ms() - started_ms) / 1000
@@ -313,6 +322,15 @@ class Runner:
         else:
             self._meter.lost()
             logger.warning("job %s: its end was refused, another worker has it", job.id)
+
+    async def _restored(self, job: ClaimedJob, reference: object) -> Payload:
+        try:
+            if self._spill is None:
+                raise ValueError("this worker keeps no files")
+            whole = await self._spill.restore(job.id, reference)
+        except ValueError as error:
+            raise PayloadUnreadable("The job's input is elsewhere, and cannot be found there") from error
+        return read_payload(job._replace(payload=whole))
 
     async def _adopt(self, job: ClaimedJob, task: Task | None, payload: Payload) -> bool:
         """Complete the record of a stock client's job. True when it was given back: the next claim knows its task."""
@@ -528,7 +546,8 @@ def read_payload(job: ClaimedJob) -> Payload:
     else:
         raise InvalidInput("A task takes keyword arguments, or one positional argument that holds all of them")
     trace = traces.checked(stored["trace"]) if "trace" in stored else None
-    return Payload(task=task, data=data, args=args, kwargs=kwargs, enqueued_ms=enqueued, trace=trace)
+    spilled = stored.get(MARK)
+    return Payload(task=task, data=data, args=args, kwargs=kwargs, enqueued_ms=enqueued, trace=trace, spilled=spilled)
 
 
 def _outcome(

@@ -31,6 +31,7 @@ from jobstream.job import WEBHOOKS_QUEUE
 from jobstream.queue import Queue
 from jobstream.redis import RedisSource, is_unavailable
 from jobstream.serialize import deserialize, serialize
+from jobstream.spill import Spill
 from jobstream.task import Task
 from jobstream.version import VERSION
 from jobstream.webhooks.deliveries import DELIVERY_TASK
@@ -103,6 +104,7 @@ class Worker(ArqWorker):
         self._delivering = 0
         self._mail = asyncio.Event()
         self._files = FileStore.at(settings.files_place)
+        self._spill = Spill(self._files, settings.spill_bytes)
         self._sweeper = FileSweeper(self._files, client)
         self._rotation = Rotation(settings.queue_weights)
         self._limits = {name: task.max_running for name, task in tasks.items() if task.max_running is not None}
@@ -141,7 +143,7 @@ class Worker(ArqWorker):
             processes=settings.processes,
             files=self._files,
             kill_grace=settings.kill_seconds,
-            queue=Queue(self.pool),
+            queue=Queue(self.pool, spill=self._spill),
         )
         loop = asyncio.get_running_loop()
 
@@ -159,6 +161,7 @@ class Worker(ArqWorker):
                     max_crashes=settings.max_crashes,
                     kill_grace=settings.kill_seconds,
                     meter=self._meter,
+                    spill=self._spill,
                 )
                 scheduler = Scheduler(self.pool, self._tasks.values())
                 loops = [

@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from jobstream.errors import FileMissing, FileNotFound, RangeNotSatisfiable
-from jobstream.files import CHUNK_BYTES, JobFile, disposition, files_in, media_type
+from jobstream.files import CHUNK_BYTES, JobFile, disposition, file_result, files_in, is_spilled, media_type
 from jobstream.job import Record
 from jobstream.store import is_visible, read_record
 from jobstream_api.auth.gate import Watcher
@@ -96,19 +96,29 @@ def add_routes(router: APIRouter, service: Service) -> None:
                 return Response(status_code=303, headers={"Location": link, "Cache-Control": "no-store"})
         span = _span(request, found)
         source = await asyncio.to_thread(service.files.open, found)
-        return _FileResponse(source, found, span)
+        headers = _headers(found)
+        if span is None:
+            return FileBody(source, Span(0, found.size), status=200, headers=headers)
+        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{found.size}"
+        return FileBody(source, span, status=206, headers=headers)
 
 
-class _FileResponse(StreamingResponse):
+async def with_spilled_result(response: Response, record: Record, service: Service) -> Response:
+    """The answer, with the result itself in it if that was too large for the record. Raises FileMissing."""
+    file = file_result(record.get(b"result"), record[b"id"].decode())
+    if response.status_code != 200 or file is None or not is_spilled(file):
+        return response
+    source = await asyncio.to_thread(service.files.open, file)
+    headers = {name: value for name, value in response.headers.items() if name != "content-length"}
+    return FileBody(source, Span(0, file.size), status=200, headers=headers)
+
+
+class FileBody(StreamingResponse):
     """Bytes of a file that is open. It is closed whatever becomes of the answer."""
 
-    def __init__(self, source: BinaryIO, file: JobFile, span: Span | None) -> None:
-        whole = Span(0, file.size)
-        start, stop = span or whole
-        headers = _headers(file) | {"Content-Length": str(stop - start)}
-        if span is not None:
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
-        super().__init__(_pieces(source, start, stop), status_code=206 if span else 200, headers=headers)
+    def __init__(self, source: BinaryIO, span: Span, *, status: int, headers: dict[str, str]) -> None:
+        length = {"Content-Length": str(span.stop - span.start)}
+        super().__init__(_pieces(source, *span), status_code=status, headers=headers | length)
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -33,6 +33,7 @@ from jobstream_api.auth.tickets import PARAMETER
 from jobstream_api.body import BodyReader
 from jobstream_api.coming import is_large
 from jobstream_api.problems import described, respond
+from jobstream_api.routes.files import with_spilled_result
 from jobstream_api.routes.jobs import purged
 from jobstream_api.service import Service
 from jobstream_api.validation import InputValidator
@@ -131,9 +132,10 @@ def add_routes(router: APIRouter, service: Service) -> None:
         if wanted.wait and not accepts_html(request):
             record = await _ended(service, request, job.id, seconds=wanted.wait)
             if record is not None:
-                return result_response(
+                response = result_response(
                     record, service, headers={"Content-Location": job.links.result, **wanted.applied(), **headers}
                 )
+                return await with_spilled_result(response, record, service)
         return accepted(job, request, service, status=status, headers=wanted.applied(asynchronous=True) | headers)
 
     @router.api_route("/{task:task}", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
@@ -250,7 +252,7 @@ async def _result_data(
         response.headers["location"] += f"?{urlencode({PARAMETER: ticket})}"  # a link has no other credentials
     if response.status_code < 300 and matches(request, int(record[b"version"])):
         return not_modified(int(record[b"version"]), {**BY_PREFERENCE_AND_KIND, **headers})
-    return response
+    return await with_spilled_result(response, record, service)
 
 
 async def _result_page(service: Service, task: str, job_id: str, request: Request, caller: Caller) -> Response:
