@@ -35,6 +35,12 @@ MODULE = "tests.background_app"
 SERVICE = "http://jobs.example/base"
 
 
+@pytest.fixture
+def source(real_source: UrlSource) -> RedisSource:
+    """Not fakeredis as well: the recipes run `jobstream dev --app` on it."""
+    return real_source
+
+
 @pytest.fixture(autouse=True)
 def _place(source: RedisSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The apps hand over to `source`, and say that the service is elsewhere."""
