@@ -1,9 +1,10 @@
 """`python -m benchmarks.fairness`: what one tenant's backlog costs another one, with real workers and a real Redis.
 
-Tenant B submits a job now and then, and each notes when its function was called: while nobody else is there, while
-tenant A keeps as many slots busy as it may, and while ten thousand jobs of A wait, with and without headroom. The last
-line is the same without tenants, first come, first served. Workers are processes of their own. All but the last one are
-measured in every round, each round beginning with another one.
+Tenant B submits a job now and then. Each tells how long it waited (by its record: from the submission to the claim, in
+Redis's own time), and when its function was called: while nobody else is there, while tenant A keeps as many slots busy
+as it may, and while ten thousand jobs of A wait, with headroom and without. The last line is the same without tenants,
+first come, first served. Workers are processes of their own. All but the last one are measured in every round, each
+round beginning with another one.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ NO_TENANTS = Case("the same without tenants", backlog=True, tenants=False)
 class Times(NamedTuple):
     """Of one round, in seconds."""
 
+    wait_p50: float
+    wait_p95: float
     start_p50: float
     start_p95: float
     end_p50: float
@@ -98,22 +101,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(found: dict[str, list[Times]]) -> list[str]:
-    lines = [["submit to … ms", "start p50", "start p95", "(least-most)", "end p50", "end p95"]]
+    lines = [["ms", "wait p50", "wait p95", "(least-most)", "to start p50", "p95", "(least-most)", "to end p50", "p95"]]
     for case in (ALONE, BUSY, BEHIND, WITHOUT, NO_TENANTS):
         rounds = found[case.title]
-        p95 = [times.start_p95 for times in rounds]
         middle = [f"{1000 * median(values):,.1f}" for values in zip(*rounds, strict=True)]
-        spread = f"({1000 * min(p95):,.1f}-{1000 * max(p95):,.1f})"
-        lines.append([case.title, *middle[:2], spread, *middle[2:]])
-    ratios = []
+        waits = _spread([1000 * times.wait_p95 for times in rounds])
+        starts = _spread([1000 * times.start_p95 for times in rounds])
+        lines.append([case.title, *middle[:2], waits, *middle[2:4], starts, *middle[4:]])
+    ratios = ["p95 while so many of A wait, with headroom and without; medians of the ratios within each round"]
     for other in (ALONE, BUSY):
-        both = zip(found[BEHIND.title], found[other.title], strict=True)
-        within = [behind.start_p95 / alone.start_p95 for behind, alone in both]
-        ratios.append(
-            f"p95 to the start with so many of A waiting, beside `{other.title}`: {median(within):.2f} x "
-            f"({min(within):.2f}-{max(within):.2f}), medians of the ratios within each round"
-        )
+        for case in (BEHIND, WITHOUT):
+            both = list(zip(found[case.title], found[other.title], strict=True))
+            waits_within = [behind.wait_p95 / max(alone.wait_p95, 0.001) for behind, alone in both]
+            starts_within = [behind.start_p95 / alone.start_p95 for behind, alone in both]
+            ratios.append(
+                f"  {case.title}, beside `{other.title}`: wait {median(waits_within):.2f} x {_spread(waits_within)}, "
+                f"to the start {median(starts_within):.2f} x {_spread(starts_within)}"
+            )
     return [*table(lines), "", *ratios]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"({min(values):,.1f}-{max(values):,.1f})"
 
 
 async def _measured(redis_server: Server, case: Case, jobs: int, backlog: int) -> Times:
@@ -199,14 +208,15 @@ async def _ended(queue: Queue, job_id: str) -> Job:
 
 
 def _times(jobs: Sequence[tuple[int, Job]]) -> Times:
-    starts, ends = [], []
+    waits, starts, ends = [], [], []
     for submitted, job in jobs:
-        if job.status is not JobStatus.SUCCEEDED:
+        if job.status is not JobStatus.SUCCEEDED or job.started_at is None:
             raise BenchmarkError("a job failed")
+        waits.append((job.started_at - job.created_at).total_seconds())
         began, ended = job.result
         starts.append((began - submitted) / 1e9)
         ends.append((ended - submitted) / 1e9)
-    return Times(median(starts), _p95(starts), median(ends), _p95(ends))
+    return Times(*(figure for times in (waits, starts, ends) for figure in (median(times), _p95(times))))
 
 
 def _p95(values: Sequence[float]) -> float:
