@@ -36,6 +36,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float
     ttl: float
     max_attempts: int = 1
+    max_running: int | None = None
     accepted_status: Literal[202, 303] = 202
     cron: str | None = None
     """When it is run without being asked for."""
@@ -92,6 +93,7 @@ def announcement(task: Task) -> Announcement:
         timeout=task.timeout,
         ttl=task.ttl,
         max_attempts=task.retry.attempts,
+        max_running=task.max_running,
         accepted_status=task.accepted_status,
         cron=task.cron.expression if task.cron else None,
         timezone=task.cron.timezone if task.cron else "UTC",

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
 
 from jobstream.call import NOBODY
-from jobstream.catalogue import Announcement
 from jobstream.errors import ConfigurationError
 from jobstream_api.failures import PROBLEM
 from jobstream_api.jobs import service_of
 from jobstream_api.openapi import JOB_ENDED, add_task
 from jobstream_api.routes.problem_pages import CATALOGUE
+from jobstream_api.service import Service
 
 _COMPONENTS = "#/components/schemas/"
 _OURS = "Jobstream"
@@ -43,18 +42,19 @@ class _GuestDocument:
     def __call__(self) -> dict[str, Any]:
         base = self._base()
         try:
-            book = service_of(self._app).tasks
+            service = service_of(self._app)
         except ConfigurationError:  # it does not run yet
             return base
-        if self._made is None or self._made[0] != book.version or self._made[1] is not base:
-            self._made = (book.version, base, self._with_tasks(base, book.tasks.values()))
+        version = service.tasks.version
+        if self._made is None or self._made[0] != version or self._made[1] is not base:
+            self._made = (version, base, self._with_tasks(base, service))
         return self._made[2]
 
-    def _with_tasks(self, base: dict[str, Any], tasks: Iterable[Announcement]) -> dict[str, Any]:
+    def _with_tasks(self, base: dict[str, Any], service: Service) -> dict[str, Any]:
         ours: dict[str, Any] = {"paths": {}, "components": {"schemas": {"Problem": PROBLEM, "JobEnded": JOB_ENDED}}}
-        for task in tasks:
+        for task in service.tasks.tasks.values():
             if task.input_schema != NOBODY:
-                add_task(ours, task)
+                add_task(ours, task, accepted_status=service.accepted_status(task))
         place = self._app.url_path_for(CATALOGUE).removesuffix("/problems")
         operations = {
             name: base["paths"].get(place + path, {}).get(method, {}).get("operationId")

@@ -121,7 +121,7 @@ class OpenApi:
             document["components"]["schemas"]["Problem"] = PROBLEM
             document["components"]["schemas"]["JobEnded"] = JOB_ENDED
             for task in tasks:
-                add_task(document, task)
+                add_task(document, task, accepted_status=self._service.accepted_status(task))
             _add_job(document["components"]["schemas"])
             names = [task.name for task in tasks]
             document["webhooks"] = {event: _ended(event) for event in EVENTS}
@@ -136,8 +136,8 @@ class OpenApi:
         return made[1]
 
 
-def add_task(document: dict[str, Any], task: Announcement) -> None:
-    """Add the operations of one task to an OpenAPI document."""
+def add_task(document: dict[str, Any], task: Announcement, *, accepted_status: int) -> None:
+    """Add the operations of one task, whose submits are answered with that status, to an OpenAPI document."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     _add_job(schemas)
     camel = "".join(part.capitalize() for part in task.name.split("-"))
@@ -175,7 +175,7 @@ def add_task(document: dict[str, Any], task: Announcement) -> None:
                     "content": result,
                 },
                 **download,
-                str(task.accepted_status): {
+                str(accepted_status): {
                     "description": "Accepted: poll `Location` for the result, or follow the events",
                     "headers": _headers(
                         "Location",

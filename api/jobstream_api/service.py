@@ -146,6 +146,10 @@ class Service:
             spill=Spill(self.files, settings.spill_bytes) if settings.spill_bytes else None,
         )
 
+    def accepted_status(self, task: Announcement) -> int:
+        """What a submit of the task is answered with: 303 when the task or the service wants that, else 202."""
+        return max(task.accepted_status, self.settings.accepted_status)
+
     def origin(self, request: HTTPConnection) -> str:
         """Scheme and host under which a client reaches the service, for absolute URLs."""
         url = urlsplit(str(self.settings.public_url or request.base_url))

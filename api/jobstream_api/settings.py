@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import AnyHttpUrl, Field, field_validator
 
 from jobstream.files import FileSettings
@@ -33,6 +35,9 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings, Lo
         [],
         description="Origins whose scripts may use the API from a browser, as a JSON list such as "
         '["https://app.example.com"]. Empty: none.',
+    )
+    accepted_status: Literal[202, 303] = Field(
+        202, description="What a submit answers: 202, or 303 for all tasks; a task may choose 303 for itself."
     )
     max_head_bytes: int = Field(
         64 * 1024, ge=1024, description="Largest request line and headers together; beyond that 431."
@@ -83,6 +88,11 @@ class ApiSettings(RedisSettings, FileSettings, AuthSettings, WebhookSettings, Lo
     def accepted_file_types(self) -> tuple[str, ...]:
         """JOBSTREAM_FILE_TYPES as a tuple."""
         return tuple(word.strip().lower() for word in self.file_types.split(",") if word.strip())
+
+    @field_validator("accepted_status", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     @property
     def submit_limits(self) -> SubmitLimits:

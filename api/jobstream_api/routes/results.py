@@ -127,7 +127,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         )
         if replayed:
             headers["Idempotent-Replayed"] = "true"
-        status = 303 if accepts_html(request) else validator.task.accepted_status
+        status = 303 if accepts_html(request) else service.accepted_status(validator.task)
         wanted = preferences(request)
         if wanted.wait and not accepts_html(request):
             record = await _ended(service, request, job.id, seconds=wanted.wait)

@@ -23,6 +23,7 @@ class TaskView(BaseModel):
     timeout: float
     ttl: float
     max_attempts: int
+    max_running: int | None
     accepted_status: int
     file_fields: list[str]
     workers: int
@@ -44,15 +45,15 @@ def add_routes(router: APIRouter, service: Service) -> None:
     async def tasks(caller: Known) -> TaskList:
         await service.tasks.refresh()
         workers = await read_workers(service.client)
-        return TaskList(tasks=[_view(task, workers, service.prefix) for task in service.tasks.tasks.values()])
+        return TaskList(tasks=[_view(task, workers, service) for task in service.tasks.tasks.values()])
 
     @router.get("/tasks/{task}", tags=["tasks"], summary="One task: schemas, limits, workers alive")
     async def one_task(task: str, caller: Known) -> TaskView:
         await service.tasks.refresh()
-        return _view(find(service.tasks.tasks, task), await read_workers(service.client), service.prefix)
+        return _view(find(service.tasks.tasks, task), await read_workers(service.client), service)
 
 
-def _view(task: Announcement, workers: list[WorkerInfo], prefix: str) -> TaskView:
+def _view(task: Announcement, workers: list[WorkerInfo], service: Service) -> TaskView:
     able = sum(1 for worker in workers if task.name in worker.tasks and task.queue in worker.queues)
     return TaskView(
         name=task.name,
@@ -63,10 +64,11 @@ def _view(task: Announcement, workers: list[WorkerInfo], prefix: str) -> TaskVie
         timeout=task.timeout,
         ttl=task.ttl,
         max_attempts=task.max_attempts,
-        accepted_status=task.accepted_status,
+        max_running=task.max_running,
+        accepted_status=service.accepted_status(task),
         file_fields=list(task.file_fields),
         workers=able,
         input_schema=task.input_schema,
         output_schema=task.output_schema,
-        links={"submit": f"{prefix}/{task.name}", "jobs": f"{prefix}/jobs?task={task.name}"},
+        links={"submit": f"{service.prefix}/{task.name}", "jobs": f"{service.prefix}/jobs?task={task.name}"},
     )
