@@ -45,7 +45,7 @@ async def cancel_batch(client: Redis, batch_id: str, *, owner: str | None = None
     From the first call of the script on none of its jobs begins any more, whatever becomes of us. Raises BatchNotFound.
     """
     record = await find_batch(client, batch_id, owner=owner)
-    ids = batch_job_ids(record)
+    ids = await _job_ids(client, record)
     verdict = b""
     for start in range(0, len(ids), CANCELLED_AT_ONCE):
         answer = await _cancel(client, args=[batch_id, CANCELLED, *ids[start : start + CANCELLED_AT_ONCE]])
@@ -78,7 +78,7 @@ async def list_batch(
     Raises InvalidParameter for a cursor that this function did not make.
     """
     limit = min(max(limit, 1), PAGE_MAX)
-    ids: Sequence[str] = batch_job_ids(record)
+    ids: Sequence[str] = await _job_ids(client, record)
     if status is not None:
         ids = await _in_status(client, record, status)
     after = _decode(cursor) if cursor else ""
@@ -92,9 +92,20 @@ async def list_batch(
     return BatchPage(jobs, _encode(page[-1]) if len(ids) > limit else None)
 
 
+async def _job_ids(client: Redis, record: Record) -> list[str]:
+    """In the order in which they are listed."""
+    if b"of" not in record:
+        return batch_job_ids(record)
+    found: Any = await cast("Awaitable[Any]", client.lrange(keys.CHILDREN + record[b"id"].decode(), 0, -1))
+    return sorted(job_id.decode() for job_id in found)
+
+
 async def _in_status(client: Redis, record: Record, status: str) -> list[str]:
     """The jobs of a batch are created in one millisecond: there they stand in the index of their status, by id."""
-    ids, at = batch_job_ids(record), int(record[b"created_at"])
+    ids, at = await _job_ids(client, record), int(record[b"created_at"])
+    if b"of" in record:
+        records = await read_records(client, ids)
+        return [job_id for job_id, found in zip(ids, records, strict=True) if found.get(b"status") == status.encode()]
     found: Any = await client.zrangebyscore(keys.index(status=status), at, at)
     mine = set(ids)
     return sorted(text for job_id in found if (text := job_id.decode()) in mine)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable, Sized
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import msgspec
-from pydantic import BaseModel
+import pydantic_core
+from pydantic import BaseModel, TypeAdapter
 
 from jobstream.cancellation import Flag
+from jobstream.children import Ask, Order, Pending
 from jobstream.errors import JobCancelled
 from jobstream.files import FileStore, JobFile, Source
 from jobstream.gauge import AsyncTracked, Gauge, Tracked, plain_number
+from jobstream.job import Job
 from jobstream.outbox import Outbox, Room
 from jobstream.progress import ITEMS_KEPT
 
 if TYPE_CHECKING:  # a child process starts without redis-py
     from jobstream.owned import OwnedQueue
+    from jobstream.task import Task
 
 T = TypeVar("T")
+
+_JOBS = TypeAdapter(list[Job])
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LINE_BYTES = 16_384
@@ -33,7 +39,7 @@ class JobContext(Gauge):
     (but see `chunk`): words are put into an outbox, coalesced, and written by the worker.
     """
 
-    __slots__ = ("_cancelled", "_outbox", "_queue", "attempt", "files", "id", "max_attempts", "task")
+    __slots__ = ("_ask", "_cancelled", "_outbox", "_queue", "attempt", "files", "id", "max_attempts", "task")
 
     def __init__(
         self,
@@ -46,6 +52,7 @@ class JobContext(Gauge):
         files: FileStore,
         cancelled: Flag | None = None,
         queue: OwnedQueue | None = None,
+        ask: Ask | None = None,
     ) -> None:
         self.id = job_id
         """The job's id."""
@@ -62,6 +69,7 @@ class JobContext(Gauge):
         outbox.gauge = self
         self._cancelled = cancelled or Flag()
         self._queue = queue
+        self._ask = ask
 
     @property
     def cancelled(self) -> bool:
@@ -74,6 +82,56 @@ class JobContext(Gauge):
         if self._queue is None:
             raise RuntimeError("job.queue speaks to Redis on the worker's event loop: it is for `async def` tasks")
         return self._queue
+
+    def submit(
+        self,
+        task: str | Task,
+        input: Mapping[str, object] | BaseModel | None = None,
+        *,
+        key: str | None = None,
+        queue: str | None = None,
+        delay: float = 0.0,
+        priority: int = 0,
+        tags: Sequence[str] = (),
+        timeout: float | None = None,
+        ttl: float | None = None,
+    ) -> Pending[Job]:
+        """Submit a child: a job of the same owner, which is cancelled with this one and counts for its progress.
+
+        `child = await job.submit(…)` in a coroutine, `job.submit(…).get()` in a thread or a process; it is stored
+        before this job ends, also when nobody waits for that. Every attempt of this job has the same children: one with
+        the same `key`, or without one the same task and input, is submitted once, and what it has returned stays; if it
+        failed or was cancelled in an attempt before, it is run again. Raises UnknownTask, InvalidParameter, and
+        JobConflict for more than 10,000 descendants, more than 5 levels, or a job that is to stop.
+        """
+        options = {
+            "queue": queue,
+            "delay": delay,
+            "priority": priority,
+            "tags": list(tags),
+            "timeout": timeout,
+            "ttl": ttl,
+        }
+        name = task if isinstance(task, str) else task.name
+        wanted = {"task": name, "input": input or {}, "key": key, "options": options}
+        return self._pending("submit", pydantic_core.to_json(wanted), Job.model_validate_json)
+
+    def wait(self, *children: Job | str, timeout: float | None = None) -> Pending[list[Job]]:
+        """Wait until these children have ended, or all that this attempt has submitted: the jobs as they ended.
+
+        `await job.wait()` in a coroutine, `job.wait().get()` in a thread or a process. While it waits the job keeps its
+        lease, and its thread or process, but not its slot: others run meanwhile. Raises TimeoutError after `timeout`
+        seconds, JobGone for what is no child of this job.
+        """
+        wanted = {"ids": [each if isinstance(each, str) else each.id for each in children], "timeout": timeout}
+        return self._pending("wait", msgspec.json.encode(wanted), _JOBS.validate_json)
+
+    def _pending(self, order: Order, body: bytes, read: Callable[[bytes], T]) -> Pending[T]:
+        if self._cancelled.is_set():
+            raise JobCancelled(self.id)
+        if self._ask is None:
+            raise RuntimeError("there is no worker that could be asked for children")
+        return Pending(self._ask(self.id, order, body), read, self.id, self._cancelled)
 
     def raise_if_cancelled(self) -> None:
         """Raise `JobCancelled` if the job was told to stop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import time
@@ -63,6 +64,12 @@ def job_ids(first: str, count: int) -> list[str]:
     for character in first:
         value = value << 5 | _CROCKFORD.index(character)
     return [_ulid(value + number) for number in range(count)]
+
+
+def child_id(parent: str, key: str) -> str:
+    """The id of a job's child, or of the batch of them: the same for the same key, in every attempt of the parent."""
+    digest = hashlib.sha256(f"{parent}\n{key}".encode()).digest()
+    return _ulid(int.from_bytes(digest[:16], "big"))
 
 
 def _ulid(value: int) -> str:
@@ -137,6 +144,7 @@ class Job(BaseModel):
     after: list[str] = Field(
         default_factory=list, description="Jobs and batches that must have succeeded before it runs"
     )
+    children: str | None = Field(None, description="The batch of the jobs that it has submitted itself")
     batch: str | None = Field(None, description="The batch that it was submitted with")
     links: JobLinks
 
@@ -172,6 +180,7 @@ def job_from_record(record: Record, *, prefix: str = "") -> Job:
         owner=_text(record.get(b"owner")),
         parent=_text(record.get(b"parent")),
         after=record.get(b"after", b"").decode().split(),
+        children=_text(record.get(b"children")),
         batch=_text(record.get(b"batch")),
         links=job_links(job_id, task, prefix=prefix),
     )

@@ -40,6 +40,7 @@ from jobstream.job import (
     Job,
     JobStatus,
     Record,
+    child_id,
     job_from_record,
     job_ids,
     new_job_id,
@@ -69,6 +70,10 @@ MAX_SECONDS = 366 * 86_400.0
 TAG = re.compile(r"[\w.:/@+-]{1,64}\Z", re.ASCII)
 TAGS_MAX = 20
 PRIORITY_MAX = 100
+CHILDREN_MAX = 10_000
+"""Jobs that may descend from one."""
+LEVELS_MAX = 5
+"""Jobs that may be above one another."""
 AFTER_MAX = 1_000
 """Jobs that one job may run after; all jobs of a batch together name `BATCH_JOBS` at most."""
 _NO_TIME_MS = round(MAX_SECONDS * 1000)
@@ -94,6 +99,7 @@ _submit = Script("submit", uses=["turns", "admit", "store"])
 _look = Script("look", uses=["turns", "admit"])
 _submit_many = Script("submit_many", uses=["turns", "admit", "store"])
 _submit_after = Script("submit_after", uses=["turns", "admit", "store", "submit", "after"])
+_submit_child = Script("submit_child", uses=["turns", "admit", "store", "submit"])
 _submit_batch = Script("submit_batch", uses=["turns", "admit", "store", "submit_many", "after"])
 _cancel = Script("cancel", uses=["turns", "after", "stop"])
 _rerun = Script("rerun", uses=["turns", "after"])
@@ -184,6 +190,26 @@ class Outcome:
     was_done: bool
 
 
+class Parent(NamedTuple):
+    """A running job that submits others."""
+
+    job_id: str
+    root: str
+    """The job from which it descends itself, or its own id."""
+    depth: int
+    """How many are above it."""
+    ttl_ms: int
+
+    @property
+    def batch_id(self) -> str:
+        """The batch that its children are."""
+        return child_id(self.job_id, "children")
+
+    def fields(self) -> list[tuple[str, str | int]]:
+        """What a child's record says of it."""
+        return [("parent", self.job_id), ("batch", self.batch_id), ("root", self.root), ("depth", self.depth + 1)]
+
+
 class StoredBatch(NamedTuple):
     """The id of a batch, and those of its jobs, in order."""
 
@@ -271,12 +297,14 @@ class Queue:
         fingerprint: str = "",
         on_quota: Callable[[Quota], None] = lambda quota: None,
         files: Sequence[Mapping[str, Any]] = (),
+        parent: Parent | None = None,
     ) -> tuple[Job, bool]:
         """`submit` under an idempotency key: the job, and whether it is that of an earlier request.
 
         Of an earlier request it is the job as that was answered, whatever has become of it. `key`: unique per owner and
         task; `fingerprint`: of all that the request asks for. Both are kept for 24 hours. `on_quota` is told what the
         owner may still submit, if that is limited. `files`: the uploads that the input names.
+        `parent`: it becomes one of that job's children. Raises JobConflict when that does not run.
         Raises IdempotencyMismatch when the key stands for a request with another fingerprint, IdempotencyInFlight while
         another one holds it.
         """
@@ -293,6 +321,12 @@ class Queue:
         before: list[Argument] = [*new.head, round(LIVE_SECONDS * 1000), new.tags]
         after: list[Argument] = [scoped(key, owner) if key else "", fingerprint, self._limits_word, *new.field_words()]
         script = _submit
+        if parent is not None:
+            if new.after:
+                raise _wrong("after", "a job's children run at once, or after a delay")
+            script = _submit_child
+            after += [word for name, word in parent.fields() for word in (name, word)]
+            after += [parent.job_id, parent.batch_id, parent.root, CHILDREN_MAX, parent.ttl_ms, owner or ""]
         if new.after:
             script = _submit_after
             after += [" ".join(map(str, new.after)), new.delay_ms, new.run_at_ms, owner or ""]
@@ -307,6 +341,10 @@ class Queue:
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
+            if verdict == b"over":
+                raise JobConflict("The job does not run any more, and has no more children")
+            if verdict == b"many":
+                raise JobConflict(f"No more than {CHILDREN_MAX:,} jobs may descend from one")
             if verdict == b"unknown":
                 raise _wrong("after", f"There is no job {rest[0].decode()!r} to run after")
             self._check_admitted(verdict, rest, {new.queue: 1}, 1)

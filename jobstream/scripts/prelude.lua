@@ -101,11 +101,30 @@ end
 -- What has ended in this script and has successors, with the status in which it did: after.lua tells them.
 local ended_for_others = {}
 
+-- A job has children, of which so many have ended: that is its progress, unless it says one of its own.
+local function roll_up(id, ended, children, now)
+  local record = RECORD .. id
+  local about = redis.call('HMGET', record, 'status', 'version', 'progress', 'rolled_up')
+  if not about[1] or FINAL[about[1]] then return end
+  local message = 'null'
+  if about[3] and about[3] ~= about[4] then
+    local own = cjson.decode(about[3])
+    if own.current ~= cjson.null or own.total ~= cjson.null then return end
+    if own.message ~= cjson.null then message = cjson.encode(own.message) end
+  elseif about[3] then
+    message = string.match(about[3], '"message":(.*),"eta_s"')
+  end
+  local progress = string.format('{"current":%d,"total":%d,"percent":%.1f,"message":%s,"eta_s":null,"items":[]}', ended, children,
+    math.floor(ended * 1000 / children) / 10, message)
+  redis.call('HSET', record, 'progress', progress, 'rolled_up', progress, 'version', about[2] + 1)
+  tell(id, event_text(about[2] + 1, 'progress', progress, now), 'progress')
+end
+
 -- A batch's jobs have moved so between statuses (status → how many more are in it): the counts, and what follows from
 -- them. Its record is like a job's, with a version, a log and a bell, so that it is followed like one; it is in no index.
 local function recount(batch, moved, now)
   local record, names = RECORD .. batch, {'scheduled', 'queued', 'running', 'retrying', 'cancelling', 'succeeded', 'failed', 'cancelled'}
-  local about = redis.call('HMGET', record, 'status', 'jobs', 'ttl', 'version', 'log_bytes', 'successors')
+  local about = redis.call('HMGET', record, 'status', 'jobs', 'ttl', 'version', 'log_bytes', 'successors', 'of')
   local status, jobs, bytes = about[1], tonumber(about[2]), tonumber(about[5]) or 0
   if not status then return end -- it has expired
   for name, more in pairs(moved) do redis.call('HINCRBY', record, 'n_' .. name, more) end
@@ -146,6 +165,7 @@ local function recount(batch, moved, now)
     redis.call('PEXPIRE', LOG .. batch, BATCH_LIFE)
   end
   redis.call('PUBLISH', EVENTS .. batch, event)
+  if about[7] then roll_up(about[7], ended, jobs, now) end
 end
 
 -- Batches whose jobs this script has moved: each is told once, by whoever moves jobs, behind the last of them.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import os
 import queue
 import signal
@@ -15,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -24,6 +26,7 @@ import msgspec
 
 from jobstream import logs, traces
 from jobstream.cancellation import Flag
+from jobstream.children import Order, Question
 from jobstream.context import JobContext
 from jobstream.errors import JobCancelled, JobstreamError, Retry
 from jobstream.files import FileStore
@@ -33,12 +36,15 @@ from jobstream_workers.call import call, task_raised
 from jobstream_workers.frames import (
     LENGTH_BYTES,
     Answer,
+    Answered,
+    Asked,
     Reply,
     Returned,
     Said,
     Start,
     Stop,
     answer_of,
+    error_of,
     frame,
     requests,
 )
@@ -65,6 +71,8 @@ class Child:
         self._spoken = threading.Event()
         self._sending = threading.Lock()
         self._outbox: Outbox | None = None
+        self._questions: dict[int, Future[bytes]] = {}
+        self._numbers = itertools.count()
 
     def serve(self) -> NoReturn:
         """Run jobs until the worker closes the socket. Call it in the main thread."""
@@ -114,6 +122,7 @@ class Child:
                 outbox=outbox,
                 files=files,
                 cancelled=self._cancelled,
+                ask=self._ask,
             )
             with traces.below(start.trace):
                 return Returned(call(task, msgspec.json.decode(start.data), job, self._cancelled))
@@ -121,6 +130,23 @@ class Child:
             return answer_of(error)
         finally:
             files.close()
+
+    def _ask(self, job_id: str, order: Order, body: bytes) -> Question:
+        """The worker does it; the thread that reads the socket brings the answer."""
+        number, answer = next(self._numbers), Future[bytes]()
+        self._questions[number] = answer
+        with self._sending:
+            self._send(Asked(number, order, body))
+        return Question(answer)
+
+    def _hear(self, answered: Answered) -> None:
+        answer = self._questions.pop(answered.number)
+        if answered.timed_out:
+            answer.set_exception(TimeoutError())
+        elif answered.error is not None:
+            answer.set_exception(error_of(answered.error))
+        else:
+            answer.set_result(answered.body)
 
     def _interrupt(self, number: int, at: FrameType | None) -> None:
         """Ends the task where it stands, once, and only if the worker said so on the socket.
@@ -138,6 +164,8 @@ class Child:
                 match requests.decode(stream.read(int.from_bytes(header, "big"))):
                     case Start() as start:
                         self._jobs.put(start)
+                    case Answered() as answered:
+                        self._hear(answered)
                     case Stop():
                         self._cancelled.set()
                         if (outbox := self._outbox) is not None:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,8 +16,9 @@ from typing import Self
 import msgspec
 
 from jobstream.cancellation import Flag
+from jobstream.children import Order, Question
 from jobstream.context import JobContext
-from jobstream.errors import JobCancelled
+from jobstream.errors import ConfigurationError, JobCancelled
 from jobstream.files import FileStore
 from jobstream.outbox import Outbox
 from jobstream.owned import OwnedQueue
@@ -24,6 +26,7 @@ from jobstream.queue import Queue
 from jobstream.task import Task
 from jobstream.traces import Carrier, current
 from jobstream_workers.call import call, call_async
+from jobstream_workers.children import Family
 from jobstream_workers.frames import Start
 from jobstream_workers.loader import check_importable
 from jobstream_workers.processes import ProcessPool, settled, uninterrupted
@@ -63,9 +66,24 @@ class Executors:
     """The event loop, a pool of threads and a pool of processes. `kill_grace`: seconds from SIGTERM to SIGKILL."""
 
     def __init__(
-        self, *, threads: int, processes: int, files: FileStore, kill_grace: float = 5.0, queue: Queue | None = None
+        self,
+        *,
+        threads: int,
+        processes: int,
+        files: FileStore,
+        kill_grace: float = 5.0,
+        queue: Queue | None = None,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
-        """`queue`: what coroutines reach by `JobContext.queue`."""
+        """`queue`: where children go, and what coroutines reach by `JobContext.queue`. `on_wait`: a job has begun to
+        wait for its children.
+        """
+        self.waiting = 0
+        """Jobs whose code waits for their children."""
+        self._on_wait = on_wait
+        self._families: dict[str, Family] = {}
+        self._asked: dict[str, list[Question]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._files = files
         self._queue = queue
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="jobstream")
@@ -74,6 +92,7 @@ class Executors:
         self._processes = ProcessPool(processes, place=files.storage.place, kill_grace=kill_grace)
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -93,25 +112,65 @@ class Executors:
         that awaits this stops the attempt: CancelledError is raised as soon as the function has really ended.
         """
         try:
-            match execution.task.executor:
-                case "loop":
-                    execution.begun()
-                    job = self._context(execution)
-                    try:
-                        return await call_async(execution.task, execution.data, job, execution.cancelled)
-                    finally:
-                        if job is not None:
-                            job.files.close()
-                case "thread":
-                    execution.begun()
-                    return await self._in_thread(execution)
-                case "process":
-                    return await self._in_process(execution)
+            result = await self._run(execution)
         except JobCancelled:
+            self._abandon(execution.job_id)
             raise asyncio.CancelledError from None
-        except asyncio.CancelledError:
-            execution.stop()  # for threads that the task started
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                execution.stop()  # for threads that the task started
+            self._abandon(execution.job_id)
             raise
+        if execution.job_id in self._asked or execution.job_id in self._families:
+            try:
+                for question in self._asked.get(execution.job_id, ()):
+                    if not question.looked_at:
+                        await asyncio.wrap_future(question.answer)
+            finally:
+                self._abandon(execution.job_id)
+        return result
+
+    def _abandon(self, job_id: str) -> None:
+        self._asked.pop(job_id, None)
+        if (family := self._families.pop(job_id, None)) is not None:
+            family.abandon()
+
+    def _ask(self, job_id: str, order: Order, body: bytes) -> Question:
+        """What a `JobContext` asks by, from any thread."""
+        if self._loop is None:
+            raise RuntimeError("the worker has not begun")
+        question = Question(asyncio.run_coroutine_threadsafe(self._serve(job_id, order, body), self._loop))
+        if order == "submit":  # it is stored before the job ends
+            self._asked.setdefault(job_id, []).append(question)
+        return question
+
+    async def _serve(self, job_id: str, order: Order, body: bytes) -> bytes:
+        if (family := self._families.get(job_id)) is None:
+            if self._queue is None:
+                raise ConfigurationError("there is no queue for the job's children here")
+            family = self._families[job_id] = Family(self._queue, job_id, self._count_waiting)
+        return await family.serve(order, body)
+
+    def _count_waiting(self, more: int) -> None:
+        self.waiting += more
+        if more > 0:
+            self._on_wait()
+
+    async def _run(self, execution: Execution) -> bytes:
+        match execution.task.executor:
+            case "loop":
+                execution.begun()
+                job = self._context(execution)
+                try:
+                    return await call_async(execution.task, execution.data, job, execution.cancelled)
+                finally:
+                    if job is not None:
+                        job.files.close()
+            case "thread":
+                execution.begun()
+                return await self._in_thread(execution)
+            case "process":
+                return await self._in_process(execution)
 
     async def _in_thread(self, execution: Execution) -> bytes:
         job = self._context(execution)
@@ -155,7 +214,8 @@ class Executors:
         )
         assert execution.outbox is not None
         try:
-            return await self._processes.run(start, execution.outbox, execution.begun)
+            serve = partial(self._serve, execution.job_id)
+            return await self._processes.run(start, execution.outbox, execution.begun, serve)
         finally:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -173,4 +233,5 @@ class Executors:
             files=self._files.of(execution.job_id),
             cancelled=execution.cancelled,
             queue=OwnedQueue(self._queue, execution.job_id) if self._queue is not None and on_loop else None,
+            ask=self._ask,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from jobstream.children import Order
 from jobstream.context import text
 from jobstream.errors import (
     ConfigurationError,
@@ -11,12 +12,16 @@ from jobstream.errors import (
     FileMissing,
     InvalidInput,
     InvalidOutput,
+    InvalidParameter,
+    JobConflict,
+    JobGone,
     JobstreamError,
     Retry,
     StorageFull,
     StorageUnavailable,
     TaskError,
     TaskRaised,
+    UnknownTask,
 )
 from jobstream.outbox import Batch
 
@@ -39,6 +44,14 @@ class Start(msgspec.Struct, tag=True, frozen=True):
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
     """Worker to child: end what you run, then yourself."""
+
+
+class Asked(msgspec.Struct, tag=True, frozen=True):
+    """Child to worker: a question of the running job, which the worker answers by its number."""
+
+    number: int
+    order: Order
+    body: bytes
 
 
 class Said(msgspec.Struct, tag=True, frozen=True):
@@ -86,12 +99,31 @@ class Again(msgspec.Struct, tag=True, frozen=True):
     after: float | None
 
 
-Request = Start | Stop
+class Answered(msgspec.Struct, tag=True, frozen=True):
+    """Worker to child: what became of a question; either a body or an error."""
+
+    number: int
+    body: bytes = b""
+    error: Failed | Refused | Raised | Again | None = None
+    timed_out: bool = False
+
+
+Request = Start | Stop | Answered
 Answer = Returned | Failed | Refused | Raised | Again
-Reply = Said | Answer
+Reply = Said | Asked | Answer
 
 _PLAIN: dict[str, type[JobstreamError]] = {
-    error.code: error for error in (InvalidOutput, FileMissing, StorageFull, StorageUnavailable)
+    error.code: error
+    for error in (
+        InvalidOutput,
+        FileMissing,
+        StorageFull,
+        StorageUnavailable,
+        UnknownTask,
+        InvalidParameter,
+        JobConflict,
+        JobGone,
+    )
 }
 """Errors of which the detail says all."""
 

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from jobstream import logs
-from jobstream.errors import TaskCrashed
+from jobstream.children import Order
+from jobstream.errors import ConfigurationError, JobstreamError, TaskCrashed
 from jobstream.outbox import Outbox
 from jobstream.storage import Place
 from jobstream_workers.frames import (
     LENGTH_BYTES,
     Answer,
+    Answered,
+    Asked,
+    Failed,
     Reply,
     Request,
     Returned,
     Said,
     Start,
     Stop,
+    answer_of,
     error_of,
     frame,
     replies,
@@ -32,6 +38,9 @@ from jobstream_workers.frames import (
 from jobstream_workers.oom import oom_kills
 
 T = TypeVar("T")
+Serve = Callable[[Order, bytes], Awaitable[bytes]]
+
+logger = logging.getLogger("jobstream.processes")
 
 
 class ProcessPool:
@@ -49,8 +58,11 @@ class ProcessPool:
         self._alive: set[_Child] = set()
         self._closed = False
 
-    async def run(self, start: Start, outbox: Outbox, begun: Callable[[], None] = lambda: None) -> bytes:
-        """Run one attempt in a free child; give the result as JSON. `begun` is called when it has one.
+    async def run(
+        self, start: Start, outbox: Outbox, begun: Callable[[], None] = lambda: None, serve: Serve | None = None
+    ) -> bytes:
+        """Run one attempt in a free child; give the result as JSON. `begun` is called when it has one; `serve` answers
+        what its code asks of the worker.
 
         Raises what the task raised (see `frames.error_of`), TaskCrashed when the child died. Cancelling it tells the
         child to stop, kills it `kill_grace` seconds later, and returns when it is gone.
@@ -59,7 +71,7 @@ class ProcessPool:
             child = await self._free_child()
             begun()
             kills = oom_kills()
-            talk = child.run(start, outbox)
+            talk = child.run(start, outbox, serve)
             try:
                 await asyncio.wait([talk])
             except asyncio.CancelledError:
@@ -139,18 +151,47 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def run(self, start: Start, outbox: Outbox) -> asyncio.Task[Answer]:
+    def run(self, start: Start, outbox: Outbox, serve: Serve | None = None) -> asyncio.Task[Answer]:
         """The conversation about one job. It ends with an OSError when the child dies, and is never cancelled."""
         self._outbox = outbox
-        self._talk = asyncio.create_task(self._converse(start, outbox))
+        self._talk = asyncio.create_task(self._converse(start, outbox, serve))
         return self._talk
 
-    async def _converse(self, start: Start, outbox: Outbox) -> Answer:
+    async def _converse(self, start: Start, outbox: Outbox, serve: Serve | None) -> Answer:
         await self.send(start)
-        while isinstance(reply := await self._receive(), Said):
-            outbox.put(reply.batch)
-            await outbox.room()  # until then the socket fills up, and the child's own outbox
-        return reply
+        answering: dict[asyncio.Task[None], Order] = {}
+        try:
+            while isinstance(reply := await self._receive(), Said | Asked):
+                if isinstance(reply, Asked):
+                    task = asyncio.create_task(self._answer(reply, serve))
+                    answering[task] = reply.order
+                    task.add_done_callback(answering.pop)
+                    continue
+                outbox.put(reply.batch)
+                await outbox.room()  # until then the socket fills up, and the child's own outbox
+            if isinstance(reply, Returned):  # what it has submitted is stored before it ends
+                await asyncio.gather(*[task for task, order in answering.items() if order == "submit"])
+            return reply
+        finally:
+            for task in answering:
+                task.cancel()
+
+    async def _answer(self, asked: Asked, serve: Serve | None) -> None:
+        try:
+            if serve is None:
+                raise ConfigurationError("there is nobody who could be asked here")
+            answer = Answered(asked.number, await serve(asked.order, asked.body))
+        except TimeoutError:
+            answer = Answered(asked.number, timed_out=True)
+        except JobstreamError as error:
+            failed = answer_of(error)
+            assert not isinstance(failed, Returned)
+            answer = Answered(asked.number, error=failed)
+        except Exception:
+            logger.exception("what a process asked could not be answered")
+            answer = Answered(asked.number, error=Failed("internal-error", "See the worker's log."))
+        with suppress(OSError):
+            await self.send(answer)
 
     def hear_out(self) -> None:
         """Hold the child back no more: it is to end."""

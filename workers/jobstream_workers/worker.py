@@ -117,6 +117,7 @@ class Worker(ArqWorker):
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._running: dict[str, RunningJob] = {}
+        self._executors: Executors | None = None
         self._started_ms = time.time_ns() // 1_000_000
         self._left_behind: set[RunningJob] = set()
         self._pulse = Pulse(tasks.values(), poll_seconds=settings.poll_seconds, slots=settings.max_jobs)
@@ -139,12 +140,14 @@ class Worker(ArqWorker):
         """Run until `stop()`. A worker that is cancelled instead releases its jobs at once."""
         settings = self._settings
         executors = Executors(
-            threads=settings.max_jobs,
+            threads=2 * settings.max_jobs,  # half of them for jobs that wait for their children
             processes=settings.processes,
             files=self._files,
             kill_grace=settings.kill_seconds,
             queue=Queue(self.pool, spill=self._spill),
+            on_wait=self._wake.set,
         )
+        self._executors = executors
         loop = asyncio.get_running_loop()
 
         def on_verdict(job_id: str, token: str, verdict: Verdict) -> None:
@@ -269,7 +272,8 @@ class Worker(ArqWorker):
         """Slots for which a job may be claimed."""
         # So many coroutines that were left behind have had a slot of their own; further ones keep theirs.
         too_many = max(0, len(self._left_behind) - self.max_jobs)
-        return max(0, self.max_jobs - len(self._running) + self._delivering - too_many)
+        waiting = min(self._executors.waiting, self.max_jobs) if self._executors is not None else 0
+        return max(0, self.max_jobs - len(self._running) + self._delivering + waiting - too_many)
 
     async def _claim_from_all(self, runner: Runner, leases: LeaseKeeper) -> float:
         """Fill the slots that are free now; the seconds until the queues should be looked at again.
