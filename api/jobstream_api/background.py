@@ -134,6 +134,7 @@ class _Added:
             self.ttl,
             self.max_attempts,
             owner=owner,
+            files=stored,
         )
 
 

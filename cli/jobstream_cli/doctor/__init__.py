@@ -11,8 +11,9 @@ import click
 from redis.exceptions import ConnectionError
 
 from jobstream.errors import ConfigurationError
+from jobstream.files import FileSettings
 from jobstream.redis import RedisSettings, UrlSource, is_unavailable
-from jobstream_cli.doctor import fleet, permissions, server
+from jobstream_cli.doctor import fleet, permissions, server, storage
 from jobstream_cli.doctor.findings import Finding, Level, error, ok
 from jobstream_cli.exits import Exit
 from jobstream_cli.screen import clean, look_of
@@ -27,7 +28,7 @@ async def run(*, grace: float | None, drain: float, strict: bool, as_json: bool)
     except ConfigurationError as wrong:
         click.echo(f"error: {wrong}", err=True)
         return Exit.USAGE
-    found, reached = await examine(source, grace=grace, drain=drain)
+    found, reached = await examine(source, grace=grace, drain=drain, files=FileSettings())
     _print_json(found) if as_json else _print(found)
     if not reached:
         return Exit.UNREACHABLE
@@ -35,8 +36,10 @@ async def run(*, grace: float | None, drain: float, strict: bool, as_json: bool)
     return Exit.FAILED if any(each.level in bad for each in found) else Exit.OK
 
 
-async def examine(source: UrlSource, *, grace: float | None, drain: float) -> tuple[list[Finding], bool]:
-    """All findings, and whether Redis could be reached."""
+async def examine(
+    source: UrlSource, *, grace: float | None, drain: float, files: FileSettings | None = None
+) -> tuple[list[Finding], bool]:
+    """All findings, and whether Redis could be reached. `files`: where the files of jobs should be."""
     client, subscriber = source.client(), source.subscriber()
     found: list[Finding] = []
     try:
@@ -47,6 +50,8 @@ async def examine(source: UrlSource, *, grace: float | None, drain: float) -> tu
             return found, True  # what is denied would be found again and again
         found += await server.examine(client)
         found += await fleet.examine(client, grace=grace, drain=drain)
+        if files is not None:
+            found += await storage.examine(client, files)
     except Exception as wrong:
         if not is_unavailable(wrong) and not isinstance(wrong, ConnectionError):  # a refused password is one
             raise
