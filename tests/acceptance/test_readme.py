@@ -26,7 +26,15 @@ from tests.acceptance.dev_stack import Stack
 
 ROOT = Path(__file__).parents[2]
 RUN = (
-    *("README.md", "docs/tasks.md", "docs/http.md", "docs/client.md", "docs/security.md", "docs/webhooks.md"),
+    *(
+        "README.md",
+        "docs/tasks.md",
+        "docs/files.md",
+        "docs/http.md",
+        "docs/client.md",
+        "docs/security.md",
+        "docs/webhooks.md",
+    ),
     "docs/schedules.md",
 )
 LINKED = ("README.md", "CHANGELOG.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md"))))
