@@ -146,8 +146,8 @@ local aborts = redis.call('EXISTS', ARQ_ABORT) == 1
 
 local held_back = 0
 
--- False when the entry stays where it is, true when it has moved on: taken, or held back.
-local function take(id, due)
+-- False when the entry stays where it is, true when it has moved on: taken, or held back. `attempts`: how many have begun.
+local function take(id, due, attempts)
   local record = RECORD .. id
   local old = redis.call('HMGET', record, 'status', 'timeout', 'task', 'worker', 'crashes', 'created_at', 'spent', 'version', 'run_at',
     'owner', 'priority', 'log_bytes', 'batch')
@@ -191,12 +191,11 @@ local function take(id, due)
       redis.call('PEXPIRE', RUNNING .. '=' .. owner, 86400000)
     end
   end
-  local payload = redis.call('GET', ARQ_JOB .. id)
-  local attempt = redis.call('INCR', ARQ_RETRY .. id)
-  redis.call('PEXPIRE', ARQ_RETRY .. id, whole(live))
+  local attempt = (tonumber(attempts) or 0) + 1
+  redis.call('SET', ARQ_RETRY .. id, attempt, 'PX', whole(live))
   local token = worker .. '#' .. attempt .. '#' .. whole(now)
   redis.call('SET', ARQ_IN_PROGRESS .. id, token, 'PX', whole(lease))
-  redis.call('ZADD', queue, 'XX', whole(now + lease), id)
+  gather('ZADD', queue, whole(now + lease), id)
   local created_at = old[6] or whole(now)
   if not old[6] then
     redis.call('HSET', record, 'id', id, 'queue', queue_name, 'created_at', created_at, 'max_attempts', 1)
@@ -210,12 +209,13 @@ local function take(id, due)
   redis.call('HSET', record, 'status', status, 'version', version, 'log_bytes', bytes, 'attempt', attempt, 'worker', worker,
     'token', token, 'started_at', whole(now))
   if old[9] then redis.call('HDEL', record, 'run_at') end
-  move(id, old[1], status, created_at, owner, redis.call, old[13])
-  if redis.call('PTTL', record) < live / 2 then
-    if payload then redis.call('PEXPIRE', ARQ_JOB .. id, whole(live)) end
+  move(id, old[1], status, created_at, owner, gather, old[13])
+  -- A record of ours lives for so long after its submit, at least: a young one need not be asked.
+  if (not old[3] or now - created_at > live / 2) and redis.call('PTTL', record) < live / 2 then
+    redis.call('PEXPIRE', ARQ_JOB .. id, whole(live))
     keep_until(id, now + live)
   end
-  answer[#answer + 1] = {id, token, attempt, payload or '', old[2] or '', stop and 1 or 0, old[3] and 1 or 0, crashes,
+  answer[#answer + 1] = {id, token, attempt, '', old[2] or '', stop and 1 or 0, old[3] and 1 or 0, crashes,
     tonumber(old[7] or 0), taken_over and 1 or 0, (now - due) % 1e9, owner or ''} -- a priority is a multiple of 1e9
   return true
 end
@@ -232,15 +232,23 @@ local staying, page = 0, limit
 while #answer <= limit and staying + held_back < 2000 do
   local due = redis.call('ZRANGEBYSCORE', queue, '-inf', '(' .. whole(now + 1), 'WITHSCORES', 'LIMIT', staying, page)
   if not due[1] then break end
+  local names = {}
+  for at = 1, #due, 2 do
+    names[at], names[at + 1] = ARQ_IN_PROGRESS .. due[at], ARQ_RETRY .. due[at]
+  end
+  local arq = redis.call('MGET', unpack(names)) -- holder, attempts, holder, attempts, …
   for at = 1, #due, 2 do
     if #answer > limit then break end
-    if redis.call('EXISTS', ARQ_IN_PROGRESS .. due[at]) == 1 or not take(due[at], due[at + 1]) then
-      staying = staying + 1
-    end
+    if arq[at] or not take(due[at], due[at + 1], arq[at + 1]) then staying = staying + 1 end
   end
+  do_gathered()
   page = 100
 end
-tell_batches()
+if #answer > 1 then
+  local names = {}
+  for at = 2, #answer do names[at - 1] = ARQ_JOB .. answer[at][1] end
+  for at, payload in ipairs(redis.call('MGET', unpack(names))) do answer[at + 1][4] = payload or '' end
+end
 if #answer > 1 and redis.call('EXISTS', FULL .. queue_name) == 1 then
   redis.call('HINCRBY', FULL .. queue_name, 'claimed', #answer - 1)
 end
