@@ -13,8 +13,15 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- A script says the same few times and lifetimes again and again, and to write a number costs as much as a command.
+local texts = {}
 local function whole(number)
-  return string.format('%.0f', number)
+  local text = texts[number]
+  if not text then
+    text = string.format('%.0f', number)
+    texts[number] = text
+  end
+  return text
 end
 
 -- Redis at its `maxmemory` refuses what takes memory in a script, but only until the script has written once (script.c,
