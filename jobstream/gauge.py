@@ -53,7 +53,12 @@ class Gauge:
         What is left out (None) stays as it was. `items` names what has been processed so far, all of it; the latest
         1,000 names are kept. Raises `JobCancelled` when the job was told to stop.
         """
-        if message is None and items is None and current is not None and (total is None or total == self._total):
+        if (
+            message is None
+            and items is None
+            and (total is self._total or total is None or total == self._total)  # mostly it is the same object again
+            and current is not None
+        ):
             self._current = current
             if self._quick:
                 return

@@ -53,7 +53,7 @@ from jobstream_workers.loader import find_task
 INSIST_SECONDS = 0.05
 """Between two signals to a task that is to stop."""
 
-BATCH_SECONDS = 0.05
+BATCH_SECONDS = 0.1
 """What a task says within this time goes to the worker in one message."""
 
 
