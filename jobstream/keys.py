@@ -176,7 +176,7 @@ LANE: Final = "jobstream:lane:"
 """zset per receiver, and one of all slow ones (`slow`), id of a delivery's job → ms when it has ended at the latest:
 those under way; a minute more."""
 SLOW_RECEIVER: Final = "jobstream:slow:"
-"""string per receiver that has not answered in time; until it does, a minute at most."""
+"""string per receiver that has not answered in time; until it does, an hour and a minute at most."""
 
 
 def queue(name: str) -> str:

@@ -39,13 +39,12 @@ JITTER = 0.1
 ANSWER_BYTES = 16_384
 """What is read of an answer, so that the connection can be used again. It says nothing but its status."""
 
-SLOW_SECONDS = 60
-"""For so long a receiver that did not answer in time shares a lane with all others of its kind."""
+SLOW_SECONDS = 3660
+"""For so long a receiver that did not answer in time is taken for slow, unless it answers: for all but the last hour it
+shares a lane with all others of its kind, then it is tried with one delivery at a time."""
 
 SLOW_SHARE = 5
 """That lane is as wide as this part of a worker's slots."""
-
-SLOW_LANE = "slow"
 
 GONE = "the receiver answered 410"
 
@@ -104,10 +103,10 @@ class Courier:
             return Delivered(delivered=False, status=None)  # somebody asked for it again, and another job does it
         most, slow = self._settings.webhook_receiver_slots, max(1, self._settings.webhook_slots // SLOW_SHARE)
         takes_ms = round((self._settings.webhook_timeout + 10) * 1000)
-        name, entered = await _enter(self._client, args=[job.id, delivery.receiver, most, takes_ms, slow])
+        name, width, entered = await _enter(self._client, args=[job.id, delivery.receiver, most, takes_ms, slow])
         lane = name.decode()
         if not entered:
-            raise Postponed(lane, most=slow if lane == SLOW_LANE else most)
+            raise Postponed(lane, most=width)
         try:
             return await self._attempt(delivery)
         finally:
