@@ -131,6 +131,15 @@ async def waiting(job: JobContext, where: str) -> None:
 
 
 @task
+async def parent(job: JobContext, where: str) -> int:
+    """Hand work to others, and wait for it."""
+    begin(job, where)
+    for number in range(3):
+        await job.submit("coroutine", {"where": where, "seconds": number / 4})
+    return len(await job.wait())
+
+
+@task
 async def talking(job: JobContext, where: str, seconds: float = 1.0) -> int:
     """Progress, log lines and chunks, one after the other."""
     begin(job, where)

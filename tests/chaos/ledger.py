@@ -98,7 +98,8 @@ class Account:
         kinds = [entry.kind for entry in self.entries]
         if not self.status.done:
             yield f"ends {self.status}"
-        if kinds.count("done") != 1 or kinds[-1] != "done":
+        again = "spent" in self.record  # a child that was run again, in its parent's next attempt
+        if (kinds.count("done") != 1 and not again) or kinds[-1] != "done":
             yield f"has {kinds.count('done')} `done` events and ends with {kinds[-1:]}"
         elif self.entries[-1].data != self.status.encode():
             yield f"told {self.entries[-1].data!r}, but is {self.status}"
@@ -156,7 +157,14 @@ class Ledger:
     def accounts(self) -> dict[str, Account]:
         """All jobs that have a record."""
         ids = [key[len(keys.RECORD) :].decode() for key in self._client.scan_iter(match=keys.RECORD + "*", count=1000)]
-        return {job_id: self.account(job_id) for job_id in ids}
+        found = {job_id: self.account(job_id) for job_id in ids}
+        return {job_id: account for job_id, account in found.items() if "jobs" not in account.record}
+
+    def batches(self) -> dict[str, Account]:
+        """All batches: the children of a job are one, too."""
+        ids = [key[len(keys.RECORD) :].decode() for key in self._client.scan_iter(match=keys.RECORD + "*", count=1000)]
+        found = {batch_id: self.account(batch_id) for batch_id in ids}
+        return {batch_id: account for batch_id, account in found.items() if "jobs" in account.record}
 
     def check(self, accepted: Iterable[str]) -> dict[str, Account]:
         """Fail with everything that does not balance; else give the accounts."""
@@ -164,6 +172,7 @@ class Ledger:
         faults = [f"{job_id} was accepted and is not there" for job_id in accepted if job_id not in accounts]
         for account in accounts.values():
             faults += [f"{fault}: {account}" for fault in account.faults()]
+        faults += self._batch_faults(accounts)
         claimed = Counter(run for account in accounts.values() for run in account.claims)
         faults += [f"{run} ran without a claim" for run in notes(self._where) - claimed]
         faults += self._leftovers()
@@ -193,6 +202,16 @@ class Ledger:
                 yield f"{name} never goes"
         if queued := self._members(keys.queue("default")):
             yield f"the queue holds {queued[:5]}"
+
+    def _batch_faults(self, accounts: Mapping[str, Account]) -> Iterator[str]:
+        """A batch says of its jobs what they say themselves."""
+        for batch_id, batch in self.batches().items():
+            jobs = Counter(account.status for account in accounts.values() if account.record.get("batch") == batch_id)
+            said = {status: int(batch.record.get(f"n_{status}", 0)) for status in JobStatus}
+            if {status: count for status, count in said.items() if count} != jobs or not batch.status.done:
+                yield f"batch {batch} says {said}, its jobs are {jobs}"
+            if int(batch.record["jobs"]) != jobs.total():
+                yield f"batch {batch} has {jobs.total()} jobs"
 
     def _index_faults(self, accounts: Mapping[str, Account]) -> Iterator[str]:
         wanted: dict[str, set[str]] = {keys.INDEX: set(accounts)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,9 @@ class Kind:
     runs: int = 1
     """How often its function begins, at most; a claim whose answer was lost is an attempt without a run."""
 
+    follows: bool = False
+    """It runs after another job, of any other kind, and ends as that does."""
+
     @property
     def cancelled(self) -> bool:
         """Whether its client cancels it."""
@@ -46,7 +49,9 @@ KINDS = (
     Kind("coroutine", params={"delay": "1.5"}),
     Kind("waiting", status=JobStatus.CANCELLED),
     Kind("talking", data={"seconds": 1.0}),
+    Kind("parent"),
 )
+FOLLOWER = Kind("coroutine", follows=True)
 
 
 class Load:
@@ -54,6 +59,8 @@ class Load:
 
     def __init__(self, url: str, where: Path) -> None:
         self.accepted: dict[str, Kind] = {}
+        self.after: dict[str, str] = {}
+        """Followers → the jobs that they run after."""
         self._where = where
         self._http = httpx2.AsyncClient(base_url=url, timeout=5)
 
@@ -63,18 +70,31 @@ class Load:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    async def submit(self, kind: Kind) -> str:
+    async def submit(self, kind: Kind, *, after: str | None = None) -> str:
         """Hand a job over, under an idempotency key: until it is accepted. Its id."""
+        params = kind.params | ({"after": after} if after is not None else {})
         key = f'"{secrets.token_hex(8)}"'
         data = {"where": str(self._where), **kind.data}
-        response = await self._answered(
-            f"/{kind.task}", json=data, params=kind.params, headers={"idempotency-key": key}
-        )
+        response = await self._answered(f"/{kind.task}", json=data, params=params, headers={"idempotency-key": key})
         assert response.status_code == 202, response.text
         job_id: str = response.json()["id"]
         assert job_id not in self.accepted
         self.accepted[job_id] = kind
+        if after is not None:
+            self.after[job_id] = after
         return job_id
+
+    async def submit_batch(self, kinds: Sequence[Kind]) -> None:
+        """The same with a batch, the last job of which runs after all others."""
+        items: list[dict[str, object]] = [
+            {"task": kind.task, "input": {"where": str(self._where), **kind.data}} for kind in kinds
+        ]
+        last = {"task": "coroutine", "input": {"where": str(self._where)}, "after": list(range(len(items)))}
+        key = f'"{secrets.token_hex(8)}"'
+        response = await self._answered("/jobs/batch", json=[*items, last], headers={"idempotency-key": key})
+        assert response.status_code == 202, response.text
+        ids = [job["id"] for job in response.json()["jobs"]]
+        self.accepted |= dict(zip(ids, kinds, strict=False))
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job: until that is answered."""
@@ -99,6 +119,10 @@ class Load:
             kind = rng.choice(KINDS)
             job_id = await self.submit(kind)
             await _either(enough, rng.uniform(0, 2 * pause))
+            if rng.random() < 0.15:
+                await self.submit(FOLLOWER, after=job_id)
+            if rng.random() < 0.03:
+                await self.submit_batch([Kind("coroutine"), Kind("thread"), Kind("flaky", runs=3)])
             if kind.cancelled:
                 await self.cancel(job_id)
 
