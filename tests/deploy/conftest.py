@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -32,10 +31,8 @@ def _tools() -> None:
 
 
 @pytest.fixture(scope="session")
-def built() -> Iterator[str]:
+def built() -> str:
     """The image as the Dockerfile makes it."""
     if complaint := image.missing_tool():
         missing(complaint)
-    tag = f"localhost/jobstream-test:{os.getpid()}"
-    yield image.build(tag)
-    image.podman("rmi", "--force", tag, check=False)
+    return image.build()

@@ -24,6 +24,8 @@ from tests.deploy.manifests import DEPLOY, ROOT
 DOCKERFILE = DEPLOY / "Dockerfile"
 STANDIN = "localhost/jobstream-test-base"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+IMAGE = "localhost/jobstream-test"
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "jobstream", "api", "workers", "cli")
 PACKAGES = "python3,python3-venv,ca-certificates,redis-server"
 RELEASE = "trixie"
 
@@ -98,15 +100,36 @@ def exists(tag: str) -> bool:
     return bool(podman("images", "--quiet", tag, check=False))
 
 
-def build(tag: str) -> str:
-    """The image, from this checkout, on the stand-in."""
+def build() -> str:
+    """The image of this checkout on the stand-in; made once for each state of what goes into it."""
     with _alone():
-        podman(
-            *("build", "--quiet", "--network", "host", "--build-arg", f"BASE={base()}"),
-            *("--file", str(DOCKERFILE), "--tag", tag, str(ROOT)),
-            timeout=400,
-        )
+        tag = f"{IMAGE}:{_digest(base())}"
+        if not exists(tag):
+            podman(
+                *("build", "--quiet", "--layers=false", "--network", "host", "--build-arg", f"BASE={base()}"),
+                *("--file", str(DOCKERFILE), "--tag", tag, str(ROOT)),
+                timeout=400,
+            )
+            _forget_yesterdays()
     return tag
+
+
+def _digest(under: str) -> str:
+    """Of all that goes into the image."""
+    found = hashlib.sha256(under.encode())
+    for name in ("deploy/Dockerfile", ".dockerignore", "requirements/runtime.txt", *SOURCES):
+        place = ROOT / name
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _forget_yesterdays() -> None:
+    """Images of other states, unless they are in use."""
+    old = podman("images", "--quiet", "--filter", f"reference={IMAGE}", "--filter", "until=24h", check=False)
+    for name in old.split():
+        podman("rmi", name, check=False)
 
 
 def build_with_tasks(image: str, tag: str, module: Path) -> str:
@@ -115,7 +138,7 @@ def build_with_tasks(image: str, tag: str, module: Path) -> str:
         shutil.copy(module, directory)
         lines = [f"FROM {image}", f"COPY {module.name} /app/", f"ENV JOBSTREAM_TASKS={module.stem}"]
         (Path(directory) / "Dockerfile").write_text("\n".join(lines) + "\n")
-        podman("build", "--quiet", "--tag", tag, directory, timeout=200)
+        podman("build", "--quiet", "--layers=false", "--tag", tag, directory, timeout=200)
     return tag
 
 
