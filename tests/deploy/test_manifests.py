@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.deploy.checks import mistakes
-from tests.deploy.manifests import COMPONENTS, K8S, OVERLAYS, Bundle, names, render, render_with
+from tests.deploy.manifests import COMPONENTS, DEPLOY, K8S, OVERLAYS, Bundle, names, render, render_with
 from tests.deploy.schemas import core_mistakes, extension_mistakes
 
 EXTERNAL = frozenset(
@@ -52,3 +53,9 @@ def test_somebody_says_how_many_pods_an_overlay_has(bundles: dict[str, Bundle], 
     }
     for workload in bundles[which].workloads:
         assert ("replicas" in workload.spec) != (workload.document["metadata"]["name"] in scaled), workload.name
+
+
+def test_the_alerts_are_those_that_are_tested(bundles: dict[str, Bundle]) -> None:
+    alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+    (rule,) = bundles["base + monitoring"].of("PrometheusRule")
+    assert rule["spec"]["groups"] == alerts["groups"]
