@@ -159,3 +159,14 @@ async def test_it_says_that_it_reconnects_and_goes_on(mortal: Service, browser: 
         puppet.do("end x")
         await asyncio.to_thread(mortal.start_api)
         await tab.until_shows("succeeded")
+
+
+async def test_it_shows_a_batch_as_one(service: Service, http: httpx2.AsyncClient, browser: Chromium) -> None:
+    stored = (await http.post("/jobs/batch", json=[{"task": "echo"}, {"task": "echo", "delay": 3600}])).json()
+    async with page_with(service, browser, f'src="{stored["links"]["self"]}" label="Your import" cancel') as tab:
+        await tab.until(f"{BAR}.getAttribute('aria-valuenow') === '50'")
+        await tab.evaluate(f"{ELEMENT}.shadowRoot.querySelector('button').click()")
+        await tab.until("happened.some(([kind]) => kind === 'done')")
+        assert (await bar(tab))[:2] == ["Your import", "100"]
+        last: Any = await tab.evaluate("happened.findLast(([kind]) => kind === 'done')[1]")
+    assert (last["id"], last["status"], last["progress"]["counts"]["cancelled"]) == (stored["id"], "cancelled", 1)

@@ -4,7 +4,7 @@
  *     <script type="module" src="/static/job-progress.js"></script>
  *     <job-progress src="/jobs/01M7…" label="Your upload" cancel></job-progress>
  *
- * Attributes: `src` (the monitor), `label` (what to call it; the task's name by default), `cancel` (show the button).
+ * Attributes: `src` (the monitor of a job, or of a batch), `label` (what to call it; the task's name by default), `cancel` (show the button).
  * Events, none of which bubble: `update` (detail: the Job), `jobevent` (detail: a JobEvent), `done` (detail: the Job).
  * Its colours are custom properties, listed in `STYLE`; parts: status, label, percent, bar, fill, message, eta, cancel.
  * What is inside the element is shown until it is defined, and where there are no scripts.
