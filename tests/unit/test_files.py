@@ -250,7 +250,7 @@ def test_a_result_is_a_file_only_if_it_is_one_of_its_job() -> None:
     file = JobFile(name="a", size=1, sha256="0" * 64, key="j1/1")
     assert file_result(file.model_dump_json().encode(), "j1") == file
     for other in (
-        file.model_copy(update={"key": "j2/1"}),
+        file.model_copy(update={"key": "j2/1", "name": "j1"}),
         file.model_copy(update={"key": "j1/../j2/1"}),
         file.model_copy(update={"sha256": "x"}),
         file.model_copy(update={"size": -1}),
