@@ -11,8 +11,10 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import msgspec
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -82,7 +84,7 @@ def configure(format: LogFormat, level: str, *, more: Callable[[], Mapping[str, 
     chosen = format if format != "auto" else "console" if sys.stderr.isatty() else "json"
     _in_force = f"{chosen}:{level.upper()}"
 
-    def about(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    def say_what_about(event: EventDict) -> None:
         for name, value in more().items():
             event.setdefault(name, value)
         line = job_line.get() or _alone
@@ -90,6 +92,9 @@ def configure(format: LogFormat, level: str, *, more: Callable[[], Mapping[str, 
             event["job_id"], event["task"], event["attempt"] = line.job_id, line.task, line.attempt
             if line.trace_id is not None:
                 event["trace_id"] = line.trace_id
+
+    def about(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        say_what_about(event)
         return event
 
     shared: list[Any] = [
@@ -109,7 +114,7 @@ def configure(format: LogFormat, level: str, *, more: Callable[[], Mapping[str, 
         ],
     )
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
+    handler.setFormatter(_Quick(formatter, say_what_about) if chosen == "json" else formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -154,8 +159,36 @@ def _configure_as(format: str, level: str) -> None:
     configure("console" if format == "console" else "json", level)
 
 
+_PLAIN = len(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
+"""Attributes of a record without `extra`."""
+
+
+class _Quick(logging.Formatter):
+    """JSON for plain lines, as structlog would have it, in half the time: a job that ends says one. Others are its."""
+
+    def __init__(self, other: logging.Formatter, say_what_about: Callable[[EventDict], None]) -> None:
+        super().__init__()
+        self._other = other
+        self._say_what_about = say_what_about
+
+    def format(self, record: logging.LogRecord) -> str:
+        from structlog.contextvars import get_contextvars
+
+        plain = isinstance(record.msg, str) and len(vars(record)) == _PLAIN
+        if not plain or record.exc_info or record.exc_text or record.stack_info:
+            return self._other.format(record)
+        event: EventDict = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **get_contextvars(),
+        }
+        self._say_what_about(event)
+        return scrubbed(msgspec.json.encode(event, enc_hook=str).decode())
+
+
 def _ending(format: str) -> list[Any]:
-    import msgspec
     import structlog
 
     if format == "console":

@@ -364,7 +364,7 @@ class Runner:
         }
         with traces.attempt_span(self._tracer, f"run {payload.task}", payload.trace, attributes) as span:
             if (line := job_line.get()) is not None:
-                line.trace_id = traces.trace_id(traces.current())
+                line.trace_id = format(span.get_span_context().trace_id, "032x")
             try:
                 result = await self._attempt(running, burial)
             except JobstreamError as error:
