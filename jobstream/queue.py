@@ -341,7 +341,7 @@ class Queue:
             if verdict == b"late":
                 self._clock.set(int(rest[0]))
                 continue
-            if verdict == b"over":
+            if verdict == b"ended":
                 raise JobConflict("The job does not run any more, and has no more children")
             if verdict == b"many":
                 raise JobConflict(f"No more than {CHILDREN_MAX:,} jobs may descend from one")

@@ -3,7 +3,7 @@
 -- ARGV  those of submit (its fields name batch, parent, root and depth), then: the parent's id, the batch's id, the id of
 --       the job from which they all descend, how many may descend from it, how long the batch's record lives after its end
 --       (ms), the owner or ''
--- Returns what submit does; {'over'} when the parent does not run (any more), {'many'} when there are too many already.
+-- Returns what submit does; {'ended'} when the parent does not run (any more), {'many'} when there are too many already.
 local owner = table.remove(ARGV)
 local ttl = table.remove(ARGV)
 local most = tonumber(table.remove(ARGV))
@@ -11,7 +11,7 @@ local root = table.remove(ARGV)
 local batch = table.remove(ARGV)
 local parent = table.remove(ARGV)
 local group, now = RECORD .. batch, now_ms()
-if redis.call('HGET', RECORD .. parent, 'status') ~= 'running' then return {'over'} end
+if redis.call('HGET', RECORD .. parent, 'status') ~= 'running' then return {'ended'} end
 if tonumber(redis.call('HGET', RECORD .. root, 'family') or 0) >= most and redis.call('EXISTS', RECORD .. ARGV[1]) == 0 then
   return {'many'}
 end
