@@ -178,7 +178,9 @@ class _Quick(logging.Formatter):
         if not plain or record.exc_info or record.exc_text or record.stack_info:
             return self._other.format(record)
         event: EventDict = {
-            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+            "timestamp": datetime.fromtimestamp(record.created, UTC)
+            .isoformat(timespec="microseconds")
+            .replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

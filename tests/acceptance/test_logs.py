@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import httpx2
@@ -126,3 +127,11 @@ def test_lines_that_are_of_no_job_name_none(said: Said) -> None:
 def test_no_secret_and_no_input_is_in_the_log(said: Said) -> None:
     assert CANARY not in said.text
     assert "Y2FuYXJ5" not in said.text
+
+
+def test_plain_lines_look_as_structlogs_do(said: Said) -> None:
+    plain, structlogs = said.line("in the loop"), said.line("by structlog")
+    assert plain.keys() == structlogs.keys() - {"order"}
+    for line in (plain, structlogs):
+        assert line["timestamp"].endswith("Z")
+        assert datetime.fromisoformat(line["timestamp"]).tzinfo is not None
