@@ -24,6 +24,11 @@ chaos: ## kill, freeze and cut everything 1,200 times; books must balance, watch
 	@scripts/setup --dev --redis
 	@exec .venv/bin/pytest tests/chaos/test_ledger.py tests/chaos/test_losses.py --chaos-long --capture=no $(ARGS)
 
+.PHONY: mutations
+mutations: ## break fences, leases and claims line by line; the tests must notice (ARGS="fenced")
+	@scripts/setup --dev --redis
+	@exec .venv/bin/python -m tests.mutations $(ARGS)
+
 .PHONY: bench
 bench: setup ## how fast it is, beside arq and the least that Redis must do (ARGS="--peers saq,taskiq,streaq")
 	@exec .venv/bin/python -m benchmarks $(ARGS)

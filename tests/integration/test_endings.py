@@ -10,11 +10,14 @@ from arq.connections import ArqRedis
 from redis.exceptions import ResponseError
 
 from jobstream import keys
+from jobstream.gauge import ProgressState
 from jobstream.job import JobStatus
+from jobstream.outbox import Batch, Entry
 from jobstream.queue import Queue, Submission
+from jobstream.redis import time_ms
 from jobstream.store import JobFilter
 from jobstream_workers.claim import ClaimedJob, claim
-from jobstream_workers.writer import Endings, Outcome
+from jobstream_workers.writer import AttemptWriter, Endings, Outcome
 
 DONE = Outcome(JobStatus.SUCCEEDED, b"arq's", b'"done"')
 
@@ -79,3 +82,48 @@ async def test_an_attempt_ends_once(client: ArqRedis, queue: Queue, at_once: int
     else:
         ends = [await endings.finish(job, DONE), await endings.finish(job, DONE)]
     assert ends == [True, False]
+
+
+async def test_a_lease_that_ran_out_is_its_own_until_somebody_takes_the_job_over(
+    client: ArqRedis, queue: Queue
+) -> None:
+    (first,) = await claimed(client, queue, 1)
+    await _run_out(client, first)
+    [second], _ = await claim(client, queue="default", worker_id="heir", slots=1, lease=10)
+    await _run_out(client, second)
+    endings = Endings(client, keep_arq_result=0)
+    assert not await endings.finish(first, DONE)
+    assert await endings.finish(second, DONE)
+
+
+async def test_what_a_stock_worker_has_ended_is_not_ended_again(client: ArqRedis, queue: Queue) -> None:
+    """Such a worker removes arq's keys, and leaves our record as it is."""
+    (job,) = await claimed(client, queue, 1)
+    await client.delete(keys.in_progress(job.id), keys.arq_job(job.id))
+    assert not await Endings(client, keep_arq_result=0).finish(job, DONE)
+
+
+async def test_a_job_that_runs_is_due_at_the_end_of_its_lease(client: ArqRedis, queue: Queue) -> None:
+    """It would stand before all that wait, and be looked at by every claim."""
+    before = await time_ms(client)
+    jobs = await claimed(client, queue, 3)
+    for job in jobs:
+        due = await client.zscore(keys.queue("default"), job.id)
+        assert due is not None
+        assert due >= before + 10_000
+
+
+async def _run_out(client: ArqRedis, job: ClaimedJob) -> None:
+    """As when the lease's time has passed."""
+    await client.delete(keys.in_progress(job.id))
+    await client.zadd(keys.queue("default"), {job.id: await time_ms(client)}, xx=True)
+
+
+async def test_nothing_that_a_zombie_says_is_written(client: ArqRedis, queue: Queue) -> None:
+    (job,) = await claimed(client, queue, 1)
+    before = await client.hgetall(keys.record(job.id))  # type: ignore[misc]
+    writer = AttemptWriter(client, job._replace(token="another one's"))
+    assert not await writer.emit(Batch(ProgressState(1, 2), [Entry("log", b"{}")], 0))
+    assert not await writer.retry({"detail": "no luck"}, after=0)
+    assert not await writer.release()
+    assert await client.hgetall(keys.record(job.id)) == before  # type: ignore[misc]
