@@ -25,7 +25,7 @@ from tests.deploy.manifests import Bundle, Document, Workload, values
 NEWS_SECONDS = 2.0
 """How long a node may go on sending new connections to a pod that is to go."""
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 async def podman(*arguments: str, check: bool = True) -> str:

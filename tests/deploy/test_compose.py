@@ -20,7 +20,7 @@ from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(900)
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 @pytest.fixture

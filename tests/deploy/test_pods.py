@@ -108,7 +108,16 @@ def without_tasks(bundle: Bundle) -> Bundle:
     return Bundle(tuple(yaml.safe_load_all(written)))
 
 
-async def test_pods_are_as_locked_as_they_are_written(deployed: Deployment) -> None:
+async def test_pods_are_locked_drained_and_replaced_as_the_manifests_say(deployed: Deployment) -> None:
+    # One test: where tests run side by side, two would have a cluster each.
+    await pods_are_as_locked_as_they_are_written(deployed)
+    await the_number_that_workers_scale_by_is_there(deployed)
+    await a_job_is_finished_by_the_worker_that_is_told_to_stop(deployed)
+    await api_and_workers_are_replaced_and_nobody_notices(deployed)
+
+
+async def pods_are_as_locked_as_they_are_written(deployed: Deployment) -> None:
+    """User, capabilities, privileges, seccomp, and a root that is read-only."""
     for role in ("api", "worker", "redis"):
         pod = deployed.cluster.of(role)[0]
         user = pod.workload.pod["securityContext"]["runAsUser"]
@@ -120,7 +129,8 @@ async def test_pods_are_as_locked_as_they_are_written(deployed: Deployment) -> N
         assert "refused" in await podman("exec", pod.name, "sh", "-c", "touch /opt/x 2>/dev/null || echo refused")
 
 
-async def test_the_number_that_workers_scale_by_is_there(deployed: Deployment) -> None:
+async def the_number_that_workers_scale_by_is_there(deployed: Deployment) -> None:
+    """As KEDA asks for it."""
     scaler = yaml.safe_load_all((K8S / "components" / "autoscale-worker" / "scaledobject.yaml").read_text())
     (trigger,) = next(iter(scaler))["spec"]["triggers"]
     async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {deployed.metrics_key}"}) as client:
@@ -130,7 +140,8 @@ async def test_the_number_that_workers_scale_by_is_there(deployed: Deployment) -
         assert "jobstream_slots 10" in (await client.get(f"http://{host}:{port}/metrics")).text
 
 
-async def test_a_job_is_finished_by_the_worker_that_is_told_to_stop(deployed: Deployment) -> None:
+async def a_job_is_finished_by_the_worker_that_is_told_to_stop(deployed: Deployment) -> None:
+    """By preStop, SIGTERM and grace, while another worker is there."""
     async with deployed.http() as client:
         answer = await client.post("/leave_a_trace", json={"number": -1, "seconds": 3})
         job_id = answer.raise_for_status().json()["id"]
@@ -185,7 +196,8 @@ async def watch(client: Client, number: int) -> list[Event]:
     return [event async for event in job.events()]
 
 
-async def test_api_and_workers_are_replaced_and_nobody_notices(deployed: Deployment) -> None:
+async def api_and_workers_are_replaced_and_nobody_notices(deployed: Deployment) -> None:
+    """No request fails, no job is lost or run twice, no event is missed."""
     cluster, load = deployed.cluster, Load(deployed)
     before = {pod.name for pod in cluster.pods}
     async with Client(deployed.service.url, token=deployed.key) as client:
