@@ -100,6 +100,16 @@ async def counts(job: JobContext) -> None:
 
 
 @task
+async def speaks(job: JobContext) -> None:
+    """Says what it does, and no numbers."""
+    job.progress(message='"mine"')
+    await asyncio.sleep(0.4)  # until it is written
+    for n in range(2):
+        await job.submit(double, {"n": n})
+    await job.wait()
+
+
+@task
 async def impatient(job: JobContext) -> str:
     """Does not wait for ever."""
     await job.submit(hangs)

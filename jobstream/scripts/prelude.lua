@@ -116,8 +116,8 @@ local function roll_up(id, ended, children, now)
   local message = 'null'
   if about[3] and about[3] ~= about[4] then
     local own = cjson.decode(about[3])
-    if own.current ~= cjson.null or own.total ~= cjson.null then return end
-    if own.message ~= cjson.null then message = cjson.encode(own.message) end
+    if (own.current or cjson.null) ~= cjson.null or (own.total or cjson.null) ~= cjson.null then return end
+    if (own.message or cjson.null) ~= cjson.null then message = cjson.encode(own.message) end
   elseif about[3] then
     message = string.match(about[3], '"message":(.*),"eta_s"')
   end

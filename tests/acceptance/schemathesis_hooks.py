@@ -12,6 +12,7 @@ UNSAYABLE = {
     "q",  # words, by a rule of their own
     "Idempotency-Key",  # stands for one request
     "callback_url",  # where it may lead is up to the world
+    "after",  # jobs that are there
 }
 
 

@@ -113,6 +113,14 @@ async def test_a_job_that_says_its_own_progress_keeps_it(queue: Queue, source: R
     assert (job.progress.current, job.progress.total, job.progress.message) == (1, 4, "mine")
 
 
+async def test_a_job_that_says_a_message_keeps_that(queue: Queue, source: RedisSource, settings: Settings) -> None:
+    parent = await queue.submit("speaks", {})
+    async with working(source, settings(), tasks=TASKS):
+        job = await ended(queue, parent)
+    assert job.progress is not None
+    assert (job.progress.current, job.progress.total, job.progress.message) == (2, 2, '"mine"')
+
+
 async def test_waiting_can_have_an_end(queue: Queue, source: RedisSource, settings: Settings) -> None:
     parent = await queue.submit("impatient", {})
     async with working(source, settings(), tasks=TASKS):
