@@ -110,6 +110,12 @@ def test_where_ci_is_set_a_missing_prometheus_is_an_error(machine: Machine) -> N
     assert "the tests of rules and dashboard need Prometheus: put prometheus and promtool on PATH" in finished.stderr
 
 
+def test_where_ci_is_set_missing_containers_are_an_error(machine: Machine) -> None:
+    finished = machine.setup("--dev", "--deploy", PYTHON=sys.executable, CI="true")
+    assert finished.returncode == 1
+    assert "the tests of deploy/ need containers: install Podman" in finished.stderr
+
+
 def test_a_node_that_is_too_old_is_none(machine: Machine) -> None:
     machine.add("chromium", "#!/bin/sh\n")
     machine.add("npm", "#!/bin/sh\n")
