@@ -14,7 +14,7 @@ from jobstream import keys
 from jobstream.embedded import ChildRedis
 from jobstream.job import Job, JobStatus
 from jobstream.queue import Queue
-from jobstream.redis import RedisSource, UrlSource
+from jobstream.redis import RedisSource, UrlSource, time_ms
 from jobstream.serialize import deserialize, serialize
 from jobstream_workers.claim import ClaimedJob, Numbers, StaleClaim, Suspects, claim
 from jobstream_workers.writer import AttemptWriter
@@ -189,3 +189,16 @@ async def test_of_jobs_whose_next_crash_is_their_last_a_worker_runs_one_at_a_tim
     assert TURNSTILE.most == 1
     for job in suspects:
         assert await crashes(client, job) == 1
+
+
+async def test_leases_that_ran_out_while_redis_was_away_are_held_for_one_more(client: ArqRedis, queue: Queue) -> None:
+    """Their holders live, mostly, and could not renew them."""
+    job = await queue.submit("words", {})
+    (held,) = await taken(client, 1, 0, worker_id="holder", lease=0.05)
+    await lease_over(client, job.id)
+    await client.set(keys.CONTACT, await time_ms(client) - 3_000)  # nobody was heard of meanwhile
+    assert await taken(client, 1, 0, worker_id="other") == []
+    assert await taken(client, 2, 1, worker_id="other") == []
+    await client.delete(keys.GRACE)  # it is over
+    (again,) = await taken(client, 3, 2, worker_id="other")
+    assert (again.id, again.attempt) == (held.id, 2)
