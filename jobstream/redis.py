@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import Awaitable
 from typing import Any, Literal, Protocol, cast
-from urllib.parse import urlsplit
 
 import redis as sync_redis
 import redis.asyncio as aio_redis
@@ -125,7 +124,7 @@ class UrlSource:
                 OSError,
             ],
         }
-        self._sentinels = SentinelUrl.parse(self._url) if urlsplit(self._url).scheme in SCHEMES else None
+        self._sentinels = SentinelUrl.parse(self._url) if self._url.partition("://")[0] in SCHEMES else None
         if not self._url.startswith("unix:"):
             self._options["socket_keepalive"] = True
         if self._url.startswith("rediss"):
@@ -182,9 +181,8 @@ async def time_ms(client: aio_redis.Redis) -> int:
 
 def masked(url: str) -> str:
     """The URL without user and password, fit for a log."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 def _retry() -> Retry:

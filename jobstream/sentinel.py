@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from redis import sentinel as sync_sentinel
 from redis.asyncio import sentinel as aio_sentinel
@@ -40,12 +40,14 @@ class SentinelUrl:
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
         """Raises ConfigurationError; the message does not quote the URL, which has passwords."""
-        parts = urlsplit(url)
-        login, _, hosts = parts.netloc.rpartition("@")
+        scheme, _, rest = url.partition("://")  # urlsplit refuses several hosts when one is an address of IPv6
+        rest, _, query = rest.partition("?")
+        netloc, slash, path_text = rest.partition("/")
+        login, _, hosts = netloc.rpartition("@")
         username, _, password = login.partition(":")
-        path = re.fullmatch(r"/([^/]+)(?:/(\d+))?", parts.path)
-        options = dict(pair.partition("=")[::2] for pair in parts.query.split("&") if pair)
-        secure = parts.scheme.startswith("rediss")
+        path = re.fullmatch(r"/([^/]+)(?:/(\d+))?", slash + path_text)
+        options = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
+        secure = scheme.startswith("rediss")
         tls = {name: unquote(value) for name, value in options.items() if secure and name.startswith("ssl_")}
         if not hosts or path is None or options.keys() - tls.keys() - {"sentinel_username", "sentinel_password"}:
             raise ConfigurationError(f"JOBSTREAM_REDIS_URL cannot be understood; with Sentinels it is {_FORM}")

@@ -42,17 +42,17 @@ class BodyReader:
     """The uploads so far: the files of the job."""
 
     def check_head(self) -> None:
-        """Raises what the headers alone tell: UnsupportedMediaType, and PayloadTooLarge for a declared length."""
+        """Raises what the headers alone tell: PayloadTooLarge for a declared length, and UnsupportedMediaType."""
         kind, _ = self._media_type()
         if kind == "multipart/form-data":
             settings, task = self.settings, self.validator.task
             files = settings.max_files * settings.max_file_bytes if task.file_fields else 0
             parts = (_FIELDS_MAX + settings.max_files) * _PART_HEADER_BYTES
             check_length(self.request, at_most=settings.max_body_bytes + files + parts)
-        elif kind and kind != "application/x-www-form-urlencoded" and not is_json(kind):
+            return
+        check_length(self.request, at_most=self.settings.max_body_bytes)
+        if kind and kind != "application/x-www-form-urlencoded" and not is_json(kind):
             raise UnsupportedMediaType(f"Send {ACCEPTED}, not {kind[:100]}")
-        else:
-            check_length(self.request, at_most=self.settings.max_body_bytes)
 
     def _media_type(self) -> tuple[str, bytes]:
         """The media type, in lower case, and the boundary."""

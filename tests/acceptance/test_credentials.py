@@ -76,7 +76,7 @@ async def test_the_python_client_and_the_command_line_send_a_token(service: Guar
 
 
 async def test_the_document_says_what_each_operation_asks_for(service: Guarded) -> None:
-    async with service.http() as http:
+    async with service.http(await service.key("acme")) as http:
         document = (await http.get("/openapi.json")).json()
     assert set(document["components"]["securitySchemes"]) == {"bearer", "apiKey", "ticket"}
     asked = {

@@ -16,7 +16,7 @@ from tests.acceptance.wire import done, pointers, problem, submit
 
 JOB_FIELDS = (
     "id task queue status done version progress attempt max_attempts result error created_at run_at started_at "
-    "errors finished_at expires_at worker tags owner parent links"
+    "errors finished_at expires_at worker tags owner parent after batch children links"
 ).split()
 
 

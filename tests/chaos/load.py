@@ -70,6 +70,10 @@ class Load:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
+    def end_of(self, job_id: str) -> JobStatus:
+        """How a job ends when nobody kills its workers: followers as what they follow."""
+        return self.accepted[self.after.get(job_id, job_id)].status
+
     async def submit(self, kind: Kind, *, after: str | None = None) -> str:
         """Hand a job over, under an idempotency key: until it is accepted. Its id."""
         params = kind.params | ({"after": after} if after is not None else {})

@@ -164,6 +164,8 @@ async def ended_once(rig: Rig, load: Load) -> None:
     assert all(process.alive for process in (*rig.workers, rig.api))
     runs = rig.runs()
     for job_id, kind in load.accepted.items():
-        assert accounts[job_id].status is kind.status, str(accounts[job_id])
-        least = 0 if kind.cancelled else min(kind.runs, 1)
+        end = load.end_of(job_id)
+        assert accounts[job_id].status is end, str(accounts[job_id])
+        never_begun = kind.cancelled or (kind.follows and end is not JobStatus.SUCCEEDED)
+        least = 0 if never_begun else min(kind.runs, 1)
         assert least <= runs[job_id] <= kind.runs, str(accounts[job_id])
