@@ -27,8 +27,12 @@ from benchmarks.measure import Lab, throughput
 from benchmarks.processes import ROOT, Server, server
 from benchmarks.systems import SYSTEMS
 from jobstream import keys
+from jobstream.gauge import ProgressState
+from jobstream.outbox import Batch
 from jobstream.queue import Queue, Submission
 from jobstream.redis import UrlSource
+from jobstream_workers.claim import claim
+from jobstream_workers.writer import AttemptWriter
 
 FLEETS = (1, 10, 100, 1000)
 HOST = 250
@@ -51,6 +55,7 @@ class Costs:
     idle_worker: float
     """Per second."""
     event: float
+    """One that is written: record, version, message."""
     listener: float
     """Per event and process that listens."""
     record: float
@@ -162,19 +167,19 @@ async def listening(url: str, channel: str, count: int) -> AsyncIterator[None]:
 
 
 async def measure_events(redis_server: Server) -> tuple[float, float]:
-    """Print the cost of an event by its listeners; µs of Redis of an event, and of each listener more."""
+    """Print the cost of progress by its listeners; µs of Redis of an event, and of each listener more."""
     redis_server.empty()
     client: Redis = UrlSource(redis_server.url).client()
     costs: dict[int, float] = {}
-    message = b'7 progress 1700000000000 {"current":512,"total":1000,"fraction":0.512,"message":"half"}'
+    queued = await Queue(client).submit("stamp", {"sent_ns": 0})
+    (job,), _ = await claim(client, queue="default", worker_id="w", slots=1, lease=600)
+    writer = AttemptWriter(client, job)
     for count in LISTENERS:
-        async with listening(redis_server.url, keys.events("x"), count):
+        async with listening(redis_server.url, keys.events(queued.id), count):
             before = redis_server.counters()["cpu"]
-            for _ in range(EVENTS // 100):
-                async with client.pipeline(transaction=False) as pipe:
-                    for _ in range(100):
-                        pipe.publish(keys.events("x"), message)
-                    await pipe.execute()
+            for start in range(0, EVENTS, 50):  # as many jobs would: what is said in one turn travels together
+                said = [Batch(ProgressState(start + at, EVENTS, "half"), [], 0) for at in range(50)]
+                await asyncio.gather(*[writer.emit(batch) for batch in said])
             costs[count] = (redis_server.counters()["cpu"] - before) * 1e6 / EVENTS
         print(f"{count:8,} {costs[count]:9.1f}", flush=True)
     await client.aclose()
@@ -245,7 +250,7 @@ async def run(fleets: Sequence[int]) -> None:
             f"{'p50 ms':>9} {'p99 ms':>9}"
         )
         idle = [await measure_fleet(redis_server, count) for count in fleets]
-        print("\nan event: µs of Redis by how many processes listen")
+        print("\nprogress that is written: µs of Redis by how many processes listen")
         event, listener = await measure_events(redis_server)
         record, waiting = await measure_memory(redis_server)
         print(f"\na job that waits: {waiting:,.0f} bytes; one that has ended: {record:,.0f}\n")

@@ -78,8 +78,12 @@ def _router(service: Service, authenticate: Authenticate | None) -> APIRouter:
     router = APIRouter(
         route_class=problem_route(lambda: service.prefix), lifespan=lifespan, dependencies=[Depends(gate)]
     )
-    # results last: its routes match any name
+    # FastAPI asks the routes one after the other, twice: those first that are asked for most. Whose names are those of
+    # tasks match none that the service keeps for itself.
     for resource in (
+        results,
+        jobs,
+        events,
         health,
         metrics,
         static,
@@ -87,14 +91,11 @@ def _router(service: Service, authenticate: Authenticate | None) -> APIRouter:
         batches,
         batch_resource,
         bulk,
-        jobs,
         files,
-        events,
         tickets,
         webhooks,
         schedules,
         problem_pages,
-        results,
     ):
         resource.add_routes(router, service)
     problems.name_allowed_methods(router)
