@@ -5,22 +5,16 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Header, Query, Request, WebSocket
+from fastapi import APIRouter, Query, Request, WebSocket
 from starlette.responses import Response
 
 from jobstream.batch import Batch, batch_from_record
 from jobstream.batches import cancel_batch, find_batch, list_batch, read_batch
-from jobstream.caller import Scope
-from jobstream.errors import BatchNotFound, Forbidden
+from jobstream.errors import BatchNotFound
 from jobstream.job import JobStatus
-from jobstream.redis import is_unavailable
 from jobstream.store import PAGE_MAX
-from jobstream_api import problems
 from jobstream_api.auth.gate import Canceller, Watcher
-from jobstream_api.live.follow import Follower
-from jobstream_api.live.stream import EventStream, come_back
-from jobstream_api.live.websocket import Socket, refuse_socket
-from jobstream_api.routes.events import STREAM, event_id, wanted_format
+from jobstream_api.routes.events import STREAM, Behind, serve_socket, stream_of
 from jobstream_api.routes.jobs import JobPage
 from jobstream_api.service import Service
 from jobstream_api.waiting import until_moved
@@ -29,9 +23,6 @@ from jobstream_api.wire import BY_PREFERENCE, batch_response, matches, not_modif
 
 def add_routes(router: APIRouter, service: Service) -> None:
     """`GET /batches/{id}`, its `/jobs`, `/events` and `/ws`, `POST` to its `/cancel`."""
-
-    def refuse(error: Exception, request: Request) -> Response:
-        return problems.respond(error, request, service.prefix)
 
     @router.get(
         "/batches/{batch_id}",
@@ -107,33 +98,17 @@ def add_routes(router: APIRouter, service: Service) -> None:
         request: Request,
         batch_id: str,
         caller: Watcher,
-        last_event_id: Annotated[str | None, Header(description="Resume behind this event")] = None,
-        after: Annotated[
-            str | None, Query(alias="last_event_id", description="The same, for a first connection")
-        ] = None,
+        after: Behind,
     ) -> Response:
-        follower = Follower(service.hub, batch_id, after=event_id(last_event_id or after))
-        try:
-            await find_batch(service.client, batch_id, owner=caller.sees)
-        except Exception as error:
-            if not is_unavailable(error):
-                raise
-            return come_back(wanted_format(request))
-        return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
+        visible = find_batch(service.client, batch_id, owner=caller.sees)
+        return await stream_of(service, request, batch_id, after, visible)
 
     @router.websocket("/batches/{batch_id}/ws")
     async def batch_socket(websocket: WebSocket, batch_id: str, caller: Watcher) -> None:
+        async def visible() -> None:
+            await find_batch(service.client, batch_id, owner=caller.sees)
+
         async def cancel_all() -> None:
-            if not caller.may(Scope.CANCEL):
-                raise Forbidden(f"The caller lacks the scope {Scope.CANCEL.value!r}", scope=Scope.CANCEL.value)
             await cancel_batch(service.client, batch_id, owner=caller.sees)
 
-        await websocket.accept()
-        try:
-            after = event_id(websocket.query_params.get("last_event_id"))
-            await find_batch(service.client, batch_id, owner=caller.sees)
-        except Exception as error:
-            await refuse_socket(websocket, error)
-            return
-        follower = Follower(service.hub, batch_id, after=after)
-        await Socket(websocket, follower, service.streams, cancel_job=cancel_all).serve()
+        await serve_socket(service, websocket, caller, batch_id, visible=visible, cancel=cancel_all)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, WebSocket
+from fastapi import APIRouter, Depends, Header, Query, Request, WebSocket
 from starlette.responses import Response
 
-from jobstream.caller import Scope
+from jobstream.caller import Caller, Scope
 from jobstream.errors import Forbidden, InvalidParameter
 from jobstream.events import EventId, parse_event_id
 from jobstream.job import JobStatus
@@ -33,11 +34,19 @@ STREAM: dict[str, Any] = {
 _LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
+async def _behind(
+    last_event_id: Annotated[str | None, Header(description="Resume behind this event")] = None,
+    after: Annotated[str | None, Query(alias="last_event_id", description="The same, for a first connection")] = None,
+) -> EventId | None:
+    return event_id(last_event_id or after)
+
+
+Behind = Annotated[EventId | None, Depends(_behind)]
+"""Where a client says that it was."""
+
+
 def add_routes(router: APIRouter, service: Service) -> None:
     """The event stream of one job, and that of all that match a filter."""
-
-    def refuse(error: Exception, request: Request) -> Response:
-        return problems.respond(error, request, service.prefix)
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -53,19 +62,10 @@ def add_routes(router: APIRouter, service: Service) -> None:
         request: Request,
         job_id: str,
         caller: Watcher,
-        last_event_id: Annotated[str | None, Header(description="Resume behind this event")] = None,
-        after: Annotated[
-            str | None, Query(alias="last_event_id", description="The same, for a first connection")
-        ] = None,
+        after: Behind,
     ) -> Response:
-        follower = Follower(service.hub, job_id, after=event_id(last_event_id or after))
-        try:
-            await service.queue.check_visible(job_id, owner=caller.sees)
-        except Exception as error:
-            if not is_unavailable(error):
-                raise
-            return come_back(wanted_format(request))
-        return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
+        visible = service.queue.check_visible(job_id, owner=caller.sees)
+        return await stream_of(service, request, job_id, after, visible)
 
     @router.get(
         "/events",
@@ -79,36 +79,72 @@ def add_routes(router: APIRouter, service: Service) -> None:
     async def many_events(
         request: Request,
         caller: Watcher,
+        after: Behind,
         status: Annotated[
             JobStatus | None, Query(description="Only jobs in this state; the event that leaves it is included")
         ] = None,
         task: Annotated[str | None, Query(description="Only jobs of this task")] = None,
         tag: Annotated[str | None, Query(description="Only jobs with this tag")] = None,
-        last_event_id: Annotated[str | None, Header(description="Resume behind this event")] = None,
-        after: Annotated[
-            str | None, Query(alias="last_event_id", description="The same, for a first connection")
-        ] = None,
     ) -> Response:
         wanted = JobFilter(status=status, task=task, tag=tag, owner=caller.sees)
-        follower = ManyFollower(service.tape, wanted, after=event_id(last_event_id or after))
-        return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
+        return _stream(service, request, ManyFollower(service.tape, wanted, after=after))
 
     @router.websocket("/jobs/{job_id}/ws")
     async def socket(websocket: WebSocket, job_id: str, caller: Watcher) -> None:
+        async def visible() -> None:
+            await service.queue.check_visible(job_id, owner=caller.sees)
+
         async def cancel_job() -> None:
-            if not caller.may(Scope.CANCEL):
-                raise Forbidden(f"The caller lacks the scope {Scope.CANCEL.value!r}", scope=Scope.CANCEL.value)
             await service.queue.cancel(job_id, owner=caller.sees)
 
-        await websocket.accept()
-        try:
-            after = event_id(websocket.query_params.get("last_event_id"))
-            await service.queue.check_visible(job_id, owner=caller.sees)
-        except Exception as error:
-            await refuse_socket(websocket, error)
-            return
-        follower = Follower(service.hub, job_id, after=after)
-        await Socket(websocket, follower, service.streams, cancel_job=cancel_job).serve()
+        await serve_socket(service, websocket, caller, job_id, visible=visible, cancel=cancel_job)
+
+
+async def stream_of(
+    service: Service, request: Request, job_id: str, after: EventId | None, visible: Awaitable[object]
+) -> Response:
+    """The stream of one job, or batch, in the format that is asked for. `visible` raises when the caller sees none."""
+    try:
+        await visible
+    except Exception as error:
+        if not is_unavailable(error):
+            raise
+        return come_back(wanted_format(request))
+    return _stream(service, request, Follower(service.hub, job_id, after=after))
+
+
+def _stream(service: Service, request: Request, follower: Follower | ManyFollower) -> Response:
+    def refuse(error: Exception, request: Request) -> Response:
+        return problems.respond(error, request, service.prefix)
+
+    return EventStream(follower, wanted_format(request), service.streams, refuse=refuse)
+
+
+async def serve_socket(
+    service: Service,
+    websocket: WebSocket,
+    caller: Caller,
+    job_id: str,
+    *,
+    visible: Callable[[], Awaitable[None]],
+    cancel: Callable[[], Awaitable[None]],
+) -> None:
+    """The same over a WebSocket, by which callers that may can also cancel."""
+
+    async def cancel_if_allowed() -> None:
+        if not caller.may(Scope.CANCEL):
+            raise Forbidden(f"The caller lacks the scope {Scope.CANCEL.value!r}", scope=Scope.CANCEL.value)
+        await cancel()
+
+    await websocket.accept()
+    try:
+        after = event_id(websocket.query_params.get("last_event_id"))
+        await visible()
+    except Exception as error:
+        await refuse_socket(websocket, error)
+        return
+    follower = Follower(service.hub, job_id, after=after)
+    await Socket(websocket, follower, service.streams, cancel_job=cancel_if_allowed).serve()
 
 
 def wanted_format(request: Request) -> WireFormat:
