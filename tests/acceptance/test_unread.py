@@ -138,22 +138,23 @@ async def test_for_a_full_queue_a_body_need_not_be_sent(service: Guarded, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("path", "media_type", "status"),
+    ("path", "media_type", "length", "status"),
     [
-        ("/quiet", JSON, 413),
-        ("/jobs/batch", JSON, 413),
-        ("/keeps", MULTIPART, 413),
-        ("/quiet", "text/plain", 415),
-        ("/jobs/batch", "text/plain", 415),
-        ("/no-such-task", JSON, 404),
-        ("/quiet?priority=high", JSON, 422),
+        ("/quiet", JSON, 10**12, 413),
+        ("/quiet", "text/plain", 10**12, 413),
+        ("/jobs/batch", JSON, 10**12, 413),
+        ("/keeps", MULTIPART, 10**12, 413),
+        ("/quiet", "text/plain", LARGE, 415),
+        ("/jobs/batch", "text/plain", 10**12, 415),
+        ("/no-such-task", JSON, 10**12, 404),
+        ("/quiet?priority=high", JSON, 10**12, 422),
     ],
 )
 async def test_what_headers_tell_is_answered_at_once(
-    service: Guarded, tmp_path: Path, path: str, media_type: str, status: int
+    service: Guarded, tmp_path: Path, path: str, media_type: str, length: int, status: int
 ) -> None:
     async with line(service) as acme:
-        acme.head(path, media_type, 10**12)
+        acme.head(path, media_type, length)
         refused = await acme.answer()
         assert (refused.status, refused.headers["connection"]) == (status, "close")
         assert await acme.ended()

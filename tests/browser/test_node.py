@@ -134,14 +134,16 @@ async def test_our_client_hands_in_a_job_and_fetches_what_it_returns(
         const files = [new Blob(['one two'], {{ type: 'text/plain' }}), new Blob(['three'])]
         const upload = await client.submit('measure', {{ label: 'x' }}, {{ files }})
         const other = await client.submit('see_other')
+        const last = await client.submit('echo', {{ value: 'last' }}, {{ after: [job.id, upload.id] }})
         console.log(JSON.stringify({{
-            same: job.id === again.id, result: await job.result(), job: await job.get(), gone: await job.delete(),
+            same: job.id === again.id, result: await job.result(), job: await job.get(), last: await last.result(),
+            after: (await last.get()).after.length, gone: await job.delete(),
             sizes: (await upload.result()).map((file) => file.size), seen: await other.result(),
         }}))
         """,
     )
     assert (said["same"], said["result"], said["job"]["tags"]) == (True, "größer", ["a", "b"])
-    assert (said["sizes"], said["seen"]) == ([7, 5], "seen")
+    assert (said["sizes"], said["seen"], said["last"], said["after"]) == ([7, 5], "seen", "last", 2)
     assert (await http.get(said["job"]["links"]["self"])).status_code == 410
 
 

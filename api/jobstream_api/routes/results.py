@@ -100,7 +100,7 @@ def _words(texts: Sequence[str]) -> list[str]:
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
-    """The routes of every task. They match almost any first segment: add them after all others."""
+    """The routes of every task: of all first segments but those that the service keeps for itself."""
 
     # Documented per task, with types, by jobstream_api.openapi.
     @router.post("/{task:task}", include_in_schema=False)

@@ -28,13 +28,15 @@
  *   progress: Progress | null, attempt: number, max_attempts: number, result: any, error: Problem | null,
  *   errors: Problem[], created_at: string, run_at: string | null, started_at: string | null,
  *   finished_at: string | null, expires_at: string | null, worker: string | null, tags: string[],
+ *   owner: string | null, parent: string | null, after: string[], batch: string | null, children: string | null,
  *   links: {self: string, result: string, events: string}}} Job
  * @typedef {'snapshot' | 'status' | 'progress' | 'log' | 'chunk' | 'done'} EventKind
  * @typedef {{id: string, event: EventKind, data: any}} JobEvent
  *   `id` is opaque: give it to `events({ after })` to go on behind this event. Empty before the first durable one.
  * @typedef {{delay?: number, runAt?: Date, queue?: string, priority?: number, tags?: string[], timeout?: number,
- *   ttl?: number, callbackUrl?: string, idempotencyKey?: string, files?: Iterable<File | Blob>,
- *   signal?: AbortSignal}} SubmitOptions Times in seconds.
+ *   ttl?: number, after?: string[], callbackUrl?: string, idempotencyKey?: string,
+ *   files?: Iterable<File | Blob>, signal?: AbortSignal}} SubmitOptions
+ *   Times in seconds. `after`: ids of jobs, or batches, that must have succeeded before it runs.
  * @typedef {{headers?: Record<string, string>, body?: BodyInit, signal?: AbortSignal}} RequestOptions
  * @typedef {{after?: string, patience?: number, signal?: AbortSignal, onConnection?: (connected: boolean) => void
  *   }} EventsOptions `patience`: seconds that a stream which was cut tries to come back (the client's by default).
@@ -376,7 +378,7 @@ function lastSegment(url) {
 }
 
 /** @param {SubmitOptions} options @returns {Record<string, string>} */
-function query({ delay, runAt, queue, priority, tags, timeout, ttl, callbackUrl }) {
+function query({ delay, runAt, queue, priority, tags, timeout, ttl, after, callbackUrl }) {
   const wanted = {
     delay,
     run_at: runAt?.toISOString(),
@@ -385,6 +387,7 @@ function query({ delay, runAt, queue, priority, tags, timeout, ttl, callbackUrl 
     tags: tags?.length ? tags.join(',') : undefined,
     timeout,
     ttl,
+    after: after?.length ? after.join(',') : undefined,
     callback_url: callbackUrl,
   }
   return Object.fromEntries(
