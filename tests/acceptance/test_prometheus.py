@@ -185,7 +185,10 @@ def test_each_panel_has_data(prometheus: Prometheus) -> None:
     for panel in panels():
         for target in panel["targets"]:
             expression = target["expr"].replace("$__rate_interval", "1m")
-            assert prometheus.query(expression), (panel["title"], expression)
+            deadline = time.monotonic() + 30  # a rate needs a second scrape
+            while not prometheus.query(expression):
+                assert time.monotonic() < deadline, (panel["title"], expression)
+                time.sleep(0.2)
 
 
 def test_what_each_alert_looks_at_is_there_and_none_fires(prometheus: Prometheus) -> None:
