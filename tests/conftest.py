@@ -19,6 +19,7 @@ REQUIRE_REDIS = "JOBSTREAM_REQUIRE_REDIS"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers() -> int:
     """Processes of `-n auto`: tests wait for most of their time, so there may be more of them than cores."""
     return min(8, 2 * (os.cpu_count() or 1))
