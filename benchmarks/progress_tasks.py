@@ -54,10 +54,13 @@ Pairs = dict[str, list[tuple[float, float]]]
 
 def pairs(job: JobContext, count: int) -> Pairs:
     """Measure: each run that speaks is between two that do not, and is compared with their mean."""
-    inner = _a_microsecond(job)
+    inner = range(50)
+    for _ in range(8):
+        inner = _a_microsecond(job, inner)
     found: Pairs = {way: [] for way in WAYS}
-    before = _ns_per_turn(silent, job, inner)
     for _ in range(count):
+        inner = _a_microsecond(job, inner)  # again: the machine is faster or slower than it was
+        before = _ns_per_turn(silent, job, inner)
         for way, speaking in WAYS.items():
             with_word = _ns_per_turn(speaking, job, inner)
             after = _ns_per_turn(silent, job, inner)
@@ -66,13 +69,10 @@ def pairs(job: JobContext, count: int) -> Pairs:
     return found
 
 
-def _a_microsecond(job: JobContext) -> Inner:
+def _a_microsecond(job: JobContext, inner: Inner) -> Inner:
     """An inner loop so long that a turn takes TURN_NS."""
-    inner = range(50)
-    for _ in range(8):
-        took = median(_ns_per_turn(silent, job, inner) for _ in range(3))
-        inner = range(max(1, round(len(inner) * TURN_NS / took)))
-    return inner
+    took = median(_ns_per_turn(silent, job, inner) for _ in range(3))
+    return range(max(1, round(len(inner) * TURN_NS / took)))
 
 
 def _ns_per_turn(run: Run, job: JobContext, inner: Inner) -> float:

@@ -25,7 +25,7 @@ class ProgressState(NamedTuple):
 class Gauge:
     """A state with one quick way to move it.
 
-    While `_quick` is set, a state waits to be taken, and writing `_current` is all there is to do. The order makes that
+    While `_quick` is set, a state waits to be taken, and writing the numbers is all there is to do. The order makes that
     safe without a lock: the code writes, then looks at `_quick`; the reader clears `_quick`, then reads. Whoever still
     finds it set has written in time.
     """
@@ -36,7 +36,7 @@ class Gauge:
         self._quick = False
         self._moved = False
         self._current: object = None
-        self._total: float | int | None = None
+        self._total: object = None
         self._message: str | None = None
         self._items: tuple[str, ...] = ()
 
@@ -53,13 +53,11 @@ class Gauge:
         What is left out (None) stays as it was. `items` names what has been processed so far, all of it; the latest
         1,000 names are kept. Raises `JobCancelled` when the job was told to stop.
         """
-        if (
-            message is None
-            and items is None
-            and (total is self._total or total is None or total == self._total)  # mostly it is the same object again
-            and current is not None
-        ):
-            self._current = current
+        if message is None and items is None:
+            if current is not None:
+                self._current = current
+            if total is not None:
+                self._total = total
             if self._quick:
                 return
         self._say(current, total, message, items)
@@ -139,7 +137,7 @@ def interrupt(gauge: Gauge) -> None:
 
 def state_of(gauge: Gauge) -> ProgressState:
     """The state as it is now."""
-    return ProgressState(_number(gauge._current), gauge._total, gauge._message, gauge._items)
+    return ProgressState(_number(gauge._current), _number(gauge._total), gauge._message, gauge._items)
 
 
 def _number(value: object) -> float | int | None:
