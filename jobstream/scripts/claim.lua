@@ -146,26 +146,38 @@ local aborts = redis.call('EXISTS', ARQ_ABORT) == 1
 
 local held_back = 0
 
+-- What jobs that begin together have in common, by the number of the attempt.
+local starts = {}
+local function begin(attempt)
+  local text, said = whole(attempt), ',"worker":"' .. worker .. '"'
+  local start = {attempt = text, at = whole(now), token = worker .. '#' .. text .. '#' .. whole(now), lease_ends = whole(now + lease),
+    running = status_data('running', text, said), cancelling = status_data('cancelling', text, said)}
+  starts[attempt] = start
+  return start
+end
+
 -- False when the entry stays where it is, true when it has moved on: taken, or held back. `attempts`: how many have begun.
 local function take(id, due, attempts)
   local record = RECORD .. id
-  local old = redis.call('HMGET', record, 'status', 'timeout', 'task', 'worker', 'crashes', 'created_at', 'spent', 'version', 'run_at',
-    'owner', 'priority', 'log_bytes', 'batch')
-  local owner = old[10]
-  local taken_over = old[4] and (old[1] == 'running' or old[1] == 'cancelling')
+  local old = redis.call('HMGET', record, 'status', 'version', 'log_bytes', 'created_at', 'task', 'timeout', 'run_at', 'owner', 'batch')
+  local was, task, owner, batch = old[1], old[5], old[8], old[9]
+  -- A job that has never begun has none of this: to look for what is not there takes longest.
+  local before = (attempts or was ~= 'queued') and redis.call('HMGET', record, 'worker', 'crashes', 'spent') or {}
+  local taken_over = before[1] and (was == 'running' or was == 'cancelling')
   if taken_over and grace then return false end
-  local stop = old[1] == 'cancelling' or (aborts and redis.call('ZSCORE', ARQ_ABORT, id))
-    or (old[13] and redis.call('HGET', RECORD .. old[13], 'status') == 'cancelling')
-  local crashes = tonumber(old[5] or 0) + (taken_over and 1 or 0)
+  local stop = was == 'cancelling' or (aborts and redis.call('ZSCORE', ARQ_ABORT, id))
+    or (batch and redis.call('HGET', RECORD .. batch, 'status') == 'cancelling')
+  local crashes = as_number(before[2]) + (taken_over and 1 or 0)
   if not stop then
     if owner and not taken_over then
-      due = turn().seat(queue_name, owner, id, score(tonumber(old[9] or old[6]), old[11]), now)
+      local priority = redis.call('HGET', record, 'priority')
+      due = turn().seat(queue_name, owner, id, score(tonumber(old[7] or old[4]), priority), now)
       if not due then
         held_back = held_back + 1
         return true
       end
     end
-    if old[3] and not knows(old[3]) and leave(id, old[3], due) then
+    if task and not knows(task) and leave(id, task, due) then
       if owner then turn().leave(queue_name, owner, id, now) end
       held_back = held_back + 1
       return true
@@ -175,13 +187,13 @@ local function take(id, due, attempts)
       return false
     end
     if owner and not (owner_may_run(owner, id) and may_have_slot(owner)) then return false end
-    if not may_run(id, old[3], due, owner) then
+    if not may_run(id, task, due, owner) then
       if owner then turn().leave(queue_name, owner, id, now) end
       held_back = held_back + 1
       return true
     end
     if crashes >= suspect_from then suspects = suspects - 1 end
-    if lacked[old[3]] then redis.call('ZREM', left_key(queue_name, old[3]), id) end
+    if lacked[task] then redis.call('ZREM', left_key(queue_name, task), id) end
   end
   if owner then
     turn().leave(queue_name, owner, id, now)
@@ -191,32 +203,31 @@ local function take(id, due, attempts)
       redis.call('PEXPIRE', RUNNING .. '=' .. owner, 86400000)
     end
   end
-  local attempt = (tonumber(attempts) or 0) + 1
-  redis.call('SET', ARQ_RETRY .. id, attempt, 'PX', whole(live))
-  local token = worker .. '#' .. attempt .. '#' .. whole(now)
-  redis.call('SET', ARQ_IN_PROGRESS .. id, token, 'PX', whole(lease))
-  gather('ZADD', queue, whole(now + lease), id)
-  local created_at = old[6] or whole(now)
-  if not old[6] then
+  local attempt = as_number(attempts) + 1
+  local start = starts[attempt] or begin(attempt)
+  redis.call('SET', ARQ_RETRY .. id, start.attempt, 'PX', ARGV[5])
+  redis.call('SET', ARQ_IN_PROGRESS .. id, start.token, 'PX', ARGV[4])
+  gather('ZADD', queue, start.lease_ends, id)
+  local created_at = old[4] or whole(now)
+  if not old[4] then
     redis.call('HSET', record, 'id', id, 'queue', queue_name, 'created_at', created_at, 'max_attempts', 1)
     redis.call('ZADD', INDEX, created_at, id)
   end
   if taken_over then redis.call('HSET', record, 'crashes', whole(crashes)) end
   local status = stop and 'cancelling' or 'running'
-  local version = (tonumber(old[8]) or 0) + 1
-  local data = status_data(status, attempt, ',"worker":"' .. worker .. '"')
-  local bytes = tell(id, event_text(version, 'status', data, now), 'status', old[12], old[1] or '-')
-  redis.call('HSET', record, 'status', status, 'version', version, 'log_bytes', bytes, 'attempt', attempt, 'worker', worker,
-    'token', token, 'started_at', whole(now))
-  if old[9] then redis.call('HDEL', record, 'run_at') end
-  move(id, old[1], status, created_at, owner, gather, old[13])
+  local version = as_number(old[2]) + 1
+  local bytes = tell(id, event_text(version, 'status', start[status], now), 'status', old[3], was or '-')
+  redis.call('HSET', record, 'status', status, 'version', whole(version), 'log_bytes', bytes, 'attempt', start.attempt,
+    'worker', worker, 'token', start.token, 'started_at', start.at)
+  if old[7] then redis.call('HDEL', record, 'run_at') end
+  move(id, was, status, created_at, owner, gather, batch)
   -- A record of ours lives for so long after its submit, at least: a young one need not be asked.
-  if (not old[3] or now - created_at > live / 2) and redis.call('PTTL', record) < live / 2 then
-    redis.call('PEXPIRE', ARQ_JOB .. id, whole(live))
+  if (not task or now - created_at > live / 2) and redis.call('PTTL', record) < live / 2 then
+    redis.call('PEXPIRE', ARQ_JOB .. id, ARGV[5])
     keep_until(id, now + live)
   end
-  answer[#answer + 1] = {id, token, attempt, '', old[2] or '', stop and 1 or 0, old[3] and 1 or 0, crashes,
-    tonumber(old[7] or 0), taken_over and 1 or 0, (now - due) % 1e9, owner or ''} -- a priority is a multiple of 1e9
+  answer[#answer + 1] = {id, start.token, attempt, '', old[6] or '', stop and 1 or 0, task and 1 or 0, crashes,
+    as_number(before[3]), taken_over and 1 or 0, (now - due) % 1e9, owner or ''} -- a priority is a multiple of 1e9
   return true
 end
 

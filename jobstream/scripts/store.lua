@@ -8,8 +8,9 @@ local record, created_at = RECORD .. id, whole(now)
 local due = math.max(now + tonumber(delay), tonumber(run_at))
 local status = due > now and 'scheduled' or 'queued'
 local first = event_text(1, 'status', status_data(status, 0), now)
-redis.call('HSET', record, 'id', id, 'task', task, 'queue', queue_name, 'status', status, 'version', 1, 'attempt', 0,
-  'created_at', created_at, 'tags', tags, 'log_bytes', #first, unpack(ARGV, from, to))
+-- What is asked for most comes first: Redis looks through a small hash from its front.
+redis.call('HSET', record, 'status', status, 'version', '1', 'log_bytes', whole(#first), 'created_at', created_at, 'task', task,
+  'attempt', '0', 'tags', tags, 'id', id, 'queue', queue_name, unpack(ARGV, from, to))
 local priority, owner, words, batch = 0, nil, nil, nil
 for at = from, to, 2 do
   if ARGV[at] == 'priority' then priority = tonumber(ARGV[at + 1]) end
