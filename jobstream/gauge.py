@@ -25,9 +25,9 @@ class ProgressState(NamedTuple):
 class Gauge:
     """A state with one quick way to move it.
 
-    While `_quick` is set, a state waits to be taken, and writing the numbers is all there is to do. The order makes that
-    safe without a lock: the code writes, then looks at `_quick`; the reader clears `_quick`, then reads. Whoever still
-    finds it set has written in time.
+    While `_quick` is set, a state waits to be taken, and writing the numbers is all there is to do. The order makes
+    that safe without a lock: the code writes, then looks at `_quick`; the reader clears `_quick`, then reads. Whoever
+    still finds it set has written in time.
     """
 
     __slots__ = ("_current", "_items", "_message", "_moved", "_quick", "_total")

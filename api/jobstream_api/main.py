@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import resource
 import signal
@@ -13,7 +12,7 @@ from types import FrameType
 
 import uvicorn
 
-from jobstream import logs, telemetry
+from jobstream import collector, logs, telemetry
 from jobstream.errors import ConfigurationError
 from jobstream.redis import RedisSource, UrlSource
 from jobstream_api.app import create_app
@@ -102,10 +101,7 @@ def main(settings: ApiSettings | None = None) -> None:
     telemetry.configure(settings.traces, service="jobstream-api")
     _raise_file_limit()
     server = create_server(settings, UrlSource.from_settings(settings))
-    # What is loaded by now stays: the garbage collector need not look at it again and again, and may come less often.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
+    collector.settle()
     server.run(sockets=[_listen(settings.host, settings.port)])
 
 

@@ -9,9 +9,10 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from jobstream import logs, telemetry
+from jobstream import collector, logs, telemetry
 from jobstream.cancellation import cancel
 from jobstream.redis import RedisSource, UrlSource
+from jobstream.task import Task
 from jobstream_workers.background import with_background_tasks
 from jobstream_workers.bulk import with_bulk_tasks
 from jobstream_workers.loader import add_working_directory, load_tasks
@@ -34,7 +35,14 @@ async def run_worker(settings: WorkerSettings, source: RedisSource, stop: asynci
     Gives the number of functions that did not end: Python waits for their threads for ever, unless the process ends by
     `os._exit`. Raises ConfigurationError for tasks that cannot load.
     """
-    tasks = with_bulk_tasks(with_background_tasks(load_tasks(settings.task_modules), settings.background_modules))
+    return await _run_tasks(_load(settings), settings, source, stop)
+
+
+def _load(settings: WorkerSettings) -> dict[str, Task]:
+    return with_bulk_tasks(with_background_tasks(load_tasks(settings.task_modules), settings.background_modules))
+
+
+async def _run_tasks(tasks: dict[str, Task], settings: WorkerSettings, source: RedisSource, stop: asyncio.Event) -> int:
     worker = Worker(source, tasks, settings)
     logger.info("worker %s: %s; %s", worker.id, ", ".join(sorted(tasks)), source.describe())
     stopper = asyncio.create_task(_stop_when(stop, worker))
@@ -66,7 +74,9 @@ async def _until_signalled(settings: WorkerSettings, source: RedisSource) -> Non
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if await run_worker(settings, source, stop):
+    tasks = _load(settings)
+    collector.settle()
+    if await _run_tasks(tasks, settings, source, stop):
         telemetry.finish()
         logging.shutdown()
         os._exit(0)
