@@ -79,16 +79,19 @@ MISTAKES = (
         "claims recovery",
     ),
     Mistake("a job that runs is taken", "claim", "if arq[at] or not take(", "if not take(", "claims queue compat"),
-    Mistake("a job that runs stays due", "claim", "gather('ZADD', queue, whole(now + lease), id)", ""),
+    Mistake("a job that runs stays due", "claim", "gather('ZADD', queue, start.lease_ends, id)", ""),
     Mistake(
         "a lease never ends",
         "claim",
-        "redis.call('SET', ARQ_IN_PROGRESS .. id, token, 'PX', whole(lease))",
-        "redis.call('SET', ARQ_IN_PROGRESS .. id, token)",
+        "redis.call('SET', ARQ_IN_PROGRESS .. id, start.token, 'PX', ARGV[4])",
+        "redis.call('SET', ARQ_IN_PROGRESS .. id, start.token)",
         "claims queue recovery",
     ),
     Mistake("crashes are not counted", "claim", "+ (taken_over and 1 or 0)", "+ 0", "claims retries recovery"),
-    Mistake("attempts are not counted", "claim", "(tonumber(attempts) or 0) + 1", "1", "queue retries"),
+    Mistake(
+        "what was before is not looked at", "claim", "(attempts or was ~= 'queued') and", "false and", "claims retries"
+    ),
+    Mistake("attempts are not counted", "claim", "as_number(attempts) + 1", "1", "queue retries"),
     Mistake(
         "arq's keys outlive the job",
         "prelude",
@@ -96,6 +99,16 @@ MISTAKES = (
         "gather",
     ),
     Mistake("what has ended is still queued", "prelude", "gather('ZREM', queue, id)", ""),
+    Mistake(
+        "an old error stays", "prelude", "if old[8] ~= '1' then redis.call('HDEL', record, 'error') end", "", "retries"
+    ),
+    Mistake(
+        "an old time stays",
+        "prelude",
+        "then redis.call('HDEL', record, 'run_at') end -- a claim",
+        "then end --",
+        "queue",
+    ),
     Mistake(
         "what is given back counts",
         "prelude",

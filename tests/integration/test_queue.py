@@ -117,6 +117,13 @@ async def test_a_waiting_job_is_cancelled_at_once(queue: Queue, client: ArqRedis
     assert (await queue.cancel(job.id)).was_done
 
 
+async def test_a_job_that_is_cancelled_before_its_time_has_no_time_any_more(queue: Queue) -> None:
+    job = await queue.submit("words", {}, options=SubmitOptions(delay=60))
+    assert job.run_at is not None
+    cancelled = (await queue.cancel(job.id)).job
+    assert (cancelled.status, cancelled.run_at) == (JobStatus.CANCELLED, None)
+
+
 async def test_a_running_job_is_told_to_stop_and_its_worker_hears_it(queue: Queue, client: ArqRedis) -> None:
     job = await queue.submit("words", {})
     claimed = await claim_one(client)
