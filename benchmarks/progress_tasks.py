@@ -16,25 +16,28 @@ Inner = range
 Run = Callable[[JobContext, Inner], None]
 
 
+def work(inner: Inner) -> None:
+    """What a turn does. One function for all loops: where in memory its code lies makes a tenth of its time."""
+    for _ in inner:
+        pass
+
+
 def silent(job: JobContext, inner: Inner) -> None:
     """The loop, and nothing said."""
     for _ in range(TURNS):
-        for _ in inner:
-            pass
+        work(inner)
 
 
 def tracked(job: JobContext, inner: Inner) -> None:
     """`job.track`."""
     for _ in job.track(range(TURNS)):
-        for _ in inner:
-            pass
+        work(inner)
 
 
 def counted(job: JobContext, inner: Inner) -> None:
     """`job.progress` with how far."""
     for number in range(TURNS):
-        for _ in inner:
-            pass
+        work(inner)
         job.progress(number)
 
 
@@ -42,8 +45,7 @@ def measured(job: JobContext, inner: Inner) -> None:
     """`job.progress` with how far of how much."""
     total = TURNS  # a local name, as code has it that counts something
     for number in range(total):
-        for _ in inner:
-            pass
+        work(inner)
         job.progress(number, total)
 
 

@@ -138,16 +138,20 @@ class JobContext(Gauge):
         if self._cancelled.is_set():
             raise JobCancelled(self.id)
 
-    def _say(
-        self, current: float | None, total: float | None, message: str | None, items: Iterable[str] | None
-    ) -> None:
-        if self._cancelled.is_set():
-            raise JobCancelled(self.id)
+    def items(self, names: Iterable[str]) -> None:
+        """Name what has been processed so far, all of it; the latest 1,000 names are kept.
+
+        Raises `JobCancelled` when the job was told to stop.
+        """
+        self.raise_if_cancelled()
+        self._outbox.set_progress(items=tuple(map(text, tuple(names)[-ITEMS_KEPT:])))
+
+    def _say(self, current: float | None, total: float | None, message: str | None) -> None:
+        self.raise_if_cancelled()
         self._outbox.set_progress(
             None if current is None else plain_number(current),
             None if total is None else plain_number(total),
             None if message is None else _cut(text(message)),
-            None if items is None else tuple(map(text, tuple(items)[-ITEMS_KEPT:])),
         )
 
     def log(self, message: str, *, level: LogLevel = "info") -> None:

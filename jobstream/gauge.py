@@ -40,31 +40,21 @@ class Gauge:
         self._message: str | None = None
         self._items: tuple[str, ...] = ()
 
-    # No keyword-only parameters: CPython's interpreter specialises the call only without them.
-    def progress(
-        self,
-        current: float | None = None,
-        total: float | None = None,
-        message: str | None = None,
-        items: Iterable[str] | None = None,
-    ) -> None:
+    # No keyword-only parameters: CPython's interpreter specialises the call only without them. Each parameter costs.
+    def progress(self, current: float | None = None, total: float | None = None, message: str | None = None) -> None:
         """Say how far the work has come.
 
-        What is left out (None) stays as it was. `items` names what has been processed so far, all of it; the latest
-        1,000 names are kept. Raises `JobCancelled` when the job was told to stop.
+        What is left out (None) stays as it was. Raises `JobCancelled` when the job was told to stop.
         """
-        if message is None and items is None:
-            if current is not None:
-                self._current = current
-            if total is not None:
-                self._total = total
-            if self._quick:
-                return
-        self._say(current, total, message, items)
+        if current is not None:
+            self._current = current
+        if total is not None:
+            self._total = total
+        if message is None and self._quick:
+            return
+        self._say(current, total, message)
 
-    def _say(
-        self, current: float | None, total: float | None, message: str | None, items: Iterable[str] | None
-    ) -> None:
+    def _say(self, current: float | None, total: float | None, message: str | None) -> None:
         """All that `progress` does not do at once."""
         raise NotImplementedError
 

@@ -94,7 +94,8 @@ async def blocks(seconds: float) -> str:
 async def talks(job: JobContext, words: int) -> str:
     """More than can be written one by one."""
     for word in range(words):
-        job.progress(word + 1, words, items=[f"item {word}"])
+        job.progress(word + 1, words)
+        job.items([f"item {word}"])
     for word in range(20):
         job.log(f"line {word}")
         job.chunk({"n": word})

