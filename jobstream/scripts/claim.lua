@@ -24,7 +24,7 @@ local answer = {-1}
 -- A claim whose answer was lost has taken jobs that nobody runs. The worker's next one shows it: they are given back, as
 -- if never begun. And should a claim come late, when its worker has given up on it and asked again, it takes nothing.
 if number > 0 then
-  local before = redis.call('SET', CLAIMS .. worker, ARGV[6], 'PX', 3600000, 'GET')
+  local before = redis.call('SET', CLAIMS .. worker, ARGV[6], 'PX', '3600000', 'GET')
   if before then
     local last, from, at, ids = string.match(before, '^(%d+) ?(%S*) ?(%S*) ?(.*)$')
     if number <= tonumber(last) then
@@ -44,6 +44,9 @@ end
 
 local grace = after_outage(now, lease)
 
+-- What is there only now and then is asked for together.
+local seldom = redis.call('EXISTS', ROOMS .. queue_name, LACKED .. queue_name, PROMOTE .. queue_name, FULL .. queue_name, ARQ_ABORT) > 0
+
 local most = {}
 for at = 14, #ARGV, 2 do most[ARGV[at]] = tonumber(ARGV[at + 1]) end
 
@@ -61,7 +64,9 @@ local function turn()
 end
 
 -- Of the owners that have jobs waiting in rooms a few are looked after.
-for _, owner in ipairs(redis.call('SRANDMEMBER', ROOMS .. queue_name, 3)) do turn().look_after(queue_name, owner, now) end
+if seldom then
+  for _, owner in ipairs(redis.call('SRANDMEMBER', ROOMS .. queue_name, 3)) do turn().look_after(queue_name, owner, now) end
+end
 
 -- True when the job may run beside the others of its owner that run already.
 local tidied = {}
@@ -92,7 +97,7 @@ end
 
 -- What workers without the task have left, this one takes.
 local lacked = {}
-for _, task in ipairs(redis.call('SMEMBERS', LACKED .. queue_name)) do
+for _, task in ipairs(seldom and redis.call('SMEMBERS', LACKED .. queue_name) or {}) do
   lacked[task] = true
   if knows(task) then
     if limit > 0 then unpark(left_key(queue_name, task), limit) end
@@ -142,7 +147,7 @@ local function may_run(id, task, due, owner)
 end
 
 -- Whether anybody asked a stock worker to stop anything: nobody, mostly.
-local aborts = redis.call('EXISTS', ARQ_ABORT) == 1
+local aborts = seldom and redis.call('EXISTS', ARQ_ABORT) == 1
 
 local held_back = 0
 
@@ -232,7 +237,7 @@ local function take(id, due, attempts)
 end
 
 -- Delayed jobs with a priority wait aside until they are due: in the queue their priority would run them too early.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', PROMOTE .. queue_name, '-inf', whole(now), 'LIMIT', 0, 1000)) do
+for _, id in ipairs(seldom and redis.call('ZRANGEBYSCORE', PROMOTE .. queue_name, '-inf', whole(now), 'LIMIT', 0, 1000) or {}) do
   local due = redis.call('ZSCORE', PROMOTE .. queue_name, id)
   redis.call('ZADD', queue, 'XX', whole(score(tonumber(due), redis.call('HGET', RECORD .. id, 'priority'))), id)
   redis.call('ZREM', PROMOTE .. queue_name, id)
@@ -241,7 +246,7 @@ end
 -- Entries that a stock worker runs stay due: look past them, but not without end (one script must not block Redis).
 local staying, page = 0, limit
 while #answer <= limit and staying + held_back < 2000 do
-  local due = redis.call('ZRANGEBYSCORE', queue, '-inf', '(' .. whole(now + 1), 'WITHSCORES', 'LIMIT', staying, page)
+  local due = redis.call('ZRANGEBYSCORE', queue, '-inf', '(' .. whole(now + 1), 'WITHSCORES', 'LIMIT', whole(staying), whole(page))
   if not due[1] then break end
   local names = {}
   for at = 1, #due, 2 do
@@ -260,29 +265,29 @@ if #answer > 1 then
   for at = 2, #answer do names[at - 1] = ARQ_JOB .. answer[at][1] end
   for at, payload in ipairs(redis.call('MGET', unpack(names))) do answer[at + 1][4] = payload or '' end
 end
-if #answer > 1 and redis.call('EXISTS', FULL .. queue_name) == 1 then
+if #answer > 1 and seldom and redis.call('EXISTS', FULL .. queue_name) == 1 then
   redis.call('HINCRBY', FULL .. queue_name, 'claimed', #answer - 1)
 end
 if number > 0 and #answer > 1 then
   local ids = {}
   for at = 2, #answer do ids[at - 1] = answer[at][1] end
   redis.call('SET', CLAIMS .. worker, ARGV[6] .. ' ' .. queue_name .. ' ' .. whole(now) .. ' ' .. table.concat(ids, ' '),
-    'PX', 3600000)
+    'PX', '3600000')
 end
 -- Who has slots left waits for the next wake-up. Who has none, and leaves jobs behind, wakes the next one.
 if #answer <= limit then
-  redis.call('ZADD', IDLE .. queue_name, #answer - 1 - limit, worker)
-  redis.call('PEXPIRE', IDLE .. queue_name, 3600000)
+  redis.call('ZADD', IDLE .. queue_name, whole(#answer - 1 - limit), worker)
+  redis.call('PEXPIRE', IDLE .. queue_name, '3600000')
 else
   redis.call('ZREM', IDLE .. queue_name, worker)
   if redis.call('EXISTS', IDLE .. queue_name) == 1
-    and redis.call('ZRANGEBYSCORE', queue, '-inf', '(' .. whole(now + 1), 'LIMIT', staying, 1)[1] then wake(queue_name, 1) end
+    and redis.call('ZRANGEBYSCORE', queue, '-inf', '(' .. whole(now + 1), 'LIMIT', whole(staying), '1')[1] then wake(queue_name, 1) end
 end
 if left then wake(queue_name, math.huge) end -- which of them has that task is not known
-local next_due = redis.call('ZRANGEBYSCORE', queue, whole(now + 1), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local next_due = redis.call('ZRANGEBYSCORE', queue, whole(now + 1), '+inf', 'WITHSCORES', 'LIMIT', '0', '1')
 if next_due[2] then answer[1] = math.max(0, math.ceil(tonumber(next_due[2]) - now)) end
 if held_back > 0 and staying + held_back >= 2000 then answer[1] = 0 end -- there may be more behind them
-local promote = redis.call('ZRANGE', PROMOTE .. queue_name, 0, 0, 'WITHSCORES')
+local promote = seldom and redis.call('ZRANGE', PROMOTE .. queue_name, 0, 0, 'WITHSCORES') or {}
 if promote[2] then
   local wait = math.max(0, math.ceil(tonumber(promote[2]) - now))
   if answer[1] < 0 or wait < answer[1] then answer[1] = wait end

@@ -475,9 +475,8 @@ end
 -- Every claim and renewal makes contact. When nobody has for a while, Redis was away or frozen, and leases ran out that
 -- could not be renewed: their holders get one lease to come back before their jobs are taken from them.
 local function after_outage(now, lease)
-  local contact = tonumber(redis.call('GET', CONTACT) or now)
+  local contact = tonumber(redis.call('SET', CONTACT, whole(now), 'PX', '3600000', 'GET') or now)
   if now - contact > 2000 then redis.call('SET', GRACE, '1', 'PX', whole(lease)) end
-  redis.call('SET', CONTACT, whole(now), 'PX', 3600000)
   return redis.call('EXISTS', GRACE) == 1
 end
 

@@ -145,6 +145,13 @@ async def noise(client: Redis) -> list[SpeakingJob]:
     return jobs
 
 
+async def next_millisecond(client: Redis) -> None:
+    """By Redis's clock."""
+    seconds, microseconds = await client.time()
+    while await client.time() < (seconds, microseconds + 1000):
+        pass
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  # there is no event for it
@@ -161,6 +168,7 @@ async def test_a_fresh_stream_shows_the_jobs_that_are_not_done_and_then_all_that
     await ended.finish()
     old = await SpeakingJob.start(client)
     await old.log("before")
+    await next_millisecond(client)  # else their ids decide which comes first
     young = await Queue(client).submit("speak", {}, options=SubmitOptions(delay=100))
     async with api.following() as frames:
         first = await take(frames, listed)
