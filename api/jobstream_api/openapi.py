@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema_rs
 from fastapi import FastAPI
 
+from jobstream.bulk import SCOPES
 from jobstream.call import NOBODY
 from jobstream.catalogue import Announcement
 from jobstream.files import FILE_MARK
@@ -48,6 +49,16 @@ _RESULT_ERRORS = {
     "504": "The task took too long",
 }
 
+
+_TAGS = {
+    "jobs": "Every job, whatever its task: what it does, what happens to it, its end",
+    "batches": "Many jobs as one",
+    "schedules": "Jobs that come again",
+    "webhooks": "Who is told when jobs end",
+    "tasks": "What the workers can do",
+    "problems": "What the codes of errors mean",
+    "health": "For probes and Prometheus",
+}
 
 _HEADERS = {
     "Content-Location": "The URL of the result",
@@ -124,6 +135,7 @@ class OpenApi:
                 add_task(document, task, accepted_status=self._service.accepted_status(task))
             _add_job(document["components"]["schemas"])
             names = [task.name for task in tasks]
+            document["tags"] = _tags(tasks)
             document["webhooks"] = {event: _ended(event) for event in EVENTS}
             if self._service.gate.open:
                 document["security"] = []
@@ -134,6 +146,13 @@ class OpenApi:
                 document["paths"][path]["post"].setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
             made = self._made[with_tasks] = (book.version, document)
         return made[1]
+
+
+def _tags(tasks: list[Announcement]) -> list[dict[str, str]]:
+    """The groups in which readers are shown the operations: first what they came for."""
+    theirs = {task.name: task.summary for task in tasks if task.name not in SCOPES}
+    ours = {task.name: task.summary for task in tasks if task.name in SCOPES}
+    return [{"name": name, "description": text} for name, text in {**theirs, **_TAGS, **ours}.items()]
 
 
 def add_task(document: dict[str, Any], task: Announcement, *, accepted_status: int) -> None:

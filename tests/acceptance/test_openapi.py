@@ -122,6 +122,14 @@ async def test_every_task_has_typed_operations(document: Json, http: httpx2.Asyn
         assert ("multipart/form-data" in post["requestBody"]["content"]) == bool(task["file_fields"])
 
 
+async def test_readers_are_shown_their_tasks_first_and_every_group_is_described(document: Json) -> None:
+    groups = [group["name"] for group in document["tags"]]
+    used = {tag for path in document["paths"].values() for operation in path.values() for tag in operation["tags"]}
+    assert set(groups) == used
+    assert all(group["description"] for group in document["tags"])
+    assert groups.index("words") < groups.index("jobs") < groups.index("cancel-jobs")
+
+
 async def test_documented_inputs_are_what_is_accepted(document: Json, http: httpx2.AsyncClient) -> None:
     samples: dict[str, list[Json]] = {
         "order": [{"articles": [{"name": "pen"}]}, {"articles": []}, {"articles": [{"name": ""}]}, {}],
