@@ -199,7 +199,7 @@ class Ledger:
                 continue
             if name.startswith(OF_WAITING_JOBS) or name.startswith((keys.queue("default"), keys.PROMOTE)):
                 yield f"{name} is left"
-            elif cast("int", self._client.pttl(key)) < 0:
+            elif cast("int", self._client.pttl(key)) == -1:  # -2: it has gone since it was seen
                 yield f"{name} never goes"
         if queued := self._members(keys.queue("default")):
             yield f"the queue holds {queued[:5]}"

@@ -54,6 +54,16 @@ def schedule(rng: random.Random, *, kills: int) -> Iterator[Step]:
         kills -= not deed.startswith("freeze")
 
 
+class Recovery(NamedTuple):
+    """A job was taken over from a lost worker."""
+
+    ms: int
+    """From the loss until it ran again."""
+    redis_well: bool
+    last_chance: bool
+    """With so many crashes behind it that a worker runs one such job at a time: it may have waited for its turn."""
+
+
 class Chaos:
     """Does what the schedule says to a rig."""
 
@@ -106,13 +116,13 @@ class Chaos:
     def _lose(self, worker: Member) -> None:
         self.losses.setdefault(worker.pid, []).append(_now_ms())
 
-    def recoveries(self, accounts: Iterable[Account]) -> Iterator[tuple[int, bool]]:
-        """For each time a job was taken over from a lost worker: milliseconds from the loss, and whether Redis was in
-        trouble meanwhile."""
+    def recoveries(self, accounts: Iterable[Account]) -> Iterator[Recovery]:
+        """Each time that a job was taken over from a lost worker."""
         for account in accounts:
-            for run, since, until in account.takeovers:
+            for crashes, (run, since, until) in enumerate(account.takeovers, start=1):
                 if lost := [at for at in self.losses.get(run.pid, []) if since <= at <= until]:
-                    yield until - lost[-1], any(since <= at <= until for at in self.redis_troubles)
+                    well = not any(since <= at <= until for at in self.redis_troubles)
+                    yield Recovery(until - lost[-1], well, crashes >= MAX_CRASHES - 1)
 
 
 @pytest.fixture
@@ -173,12 +183,16 @@ def report(chaos: Chaos, accounts: Iterable[Account], runs: Counter[str]) -> str
         f"{sum(runs.values())} runs, {sum(account.code == 'worker-crashed' for account in accounts)} given up",
     ]
     recoveries = list(chaos.recoveries(accounts))
-    for trouble in (False, True):
-        times = sorted(ms for ms, disturbed in recoveries if disturbed is trouble)
-        if times:
+    kinds = {
+        "Redis well": [each.ms for each in recoveries if each.redis_well and not each.last_chance],
+        "Redis in trouble": [each.ms for each in recoveries if not each.redis_well and not each.last_chance],
+        "on their last chance": [each.ms for each in recoveries if each.last_chance],
+    }
+    for kind, unsorted in kinds.items():
+        if times := sorted(unsorted):
             middle, last = times[len(times) // 2], times[int(len(times) * 0.99)]
             lines.append(
-                f"{len(times)} jobs taken over from lost workers, Redis {'in trouble' if trouble else 'well'}: "
+                f"{len(times)} jobs taken over from lost workers, {kind}: "
                 f"p50 {middle} ms, p99 {last} ms, longest {times[-1]} ms"
             )
     return "\n".join(lines)
