@@ -31,7 +31,7 @@ local function as_number(text)
   if not text then return 0 end
   local known = numbers[text]
   if not known then
-    known = tonumber(text)
+    known = tonumber(text) or 0
     numbers[text] = known
   end
   return known

@@ -207,7 +207,7 @@ def test_what_a_tight_loop_says_waits_for_the_writer_and_its_last_word_is_kept(h
     assert heard.progress().current == 1000
 
 
-def test_a_word_that_says_something_new_is_not_quick(heard: Heard) -> None:
+def test_a_word_that_says_something_new_is_not_lost(heard: Heard) -> None:
     heard.job.progress(1, 10)
     heard.job.progress(2, 10)
     assert heard.progress() == ProgressState(2, 10, None, ())

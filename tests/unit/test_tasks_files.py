@@ -89,13 +89,15 @@ async def test_progress_counts_bytes_and_names_files_as_they_are_done(tmp_path: 
     await run(bench, [await bench.upload(b"x" * (2 * CHUNK_BYTES), "a"), await bench.upload(b"yy", "b")])
     total = 2 * CHUNK_BYTES + 2
     seen = [(state.current, state.message, state.items) for state in bench.outbox.states]
-    assert list(dict.fromkeys(seen)) == [
+    assert seen == [
         (0, None, ()),
         (0, "Reading a", ()),
         (CHUNK_BYTES, "Reading a", ()),
         (2 * CHUNK_BYTES, "Reading a", ()),
+        (2 * CHUNK_BYTES, "Reading a", ()),  # a file may have less in it than it said
         (2 * CHUNK_BYTES, "Reading a", ("a",)),
         (2 * CHUNK_BYTES, "Reading b", ("a",)),
+        (total, "Reading b", ("a",)),
         (total, "Reading b", ("a",)),
         (total, "Reading b", ("a", "b")),
     ]
